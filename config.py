@@ -1,0 +1,257 @@
+"""The settings of a training run: edit the defaults here, or override them on the command line.
+
+python train.py                                            # these defaults: the generated rooms, on a laptop
+python train.py --config configs/nyudv2_resnet50.yaml      # a file of settings
+python train.py --config FILE --batch_size 4 --crop 400,400
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Config:
+    # Data. dataset/README.md describes the folder; the default one is generated when it is missing.
+    data: str = "dataset/rooms"
+    train_split: str = "train"
+    val_split: str = "val"
+    long_side: int = 0  # resize frames until their longer side has this many pixels; 0 = as they are
+    cache: bool = True  # keep the decoded training frames in memory
+    workers: int = 2  # loader processes; 0 = load in the training process
+
+    # Augmentation of the training frames. Image and labels move together.
+    crop: tuple[int, int] = (192, 256)  # height, width
+    zoom: tuple[float, float] = (0.8, 1.5)  # depth is divided by it
+    mirror: bool = True
+    rotation: float = 0.0  # degrees, drawn from -rotation .. rotation
+    color: float = 0.5  # strength of brightness, contrast, saturation and hue changes; 0 = none
+
+    # Tasks. One head each; a task without a weight here weighs 1.
+    tasks: tuple[str, ...] = ("segmentation", "depth")
+    loss_weights: dict[str, float] = field(default_factory=lambda: {"segmentation": 1.0, "depth": 1.0})
+    class_weights: str = "none"  # none | log: 1 / ln(1.02 + frequency), ENet (arXiv 1606.02147, section 5.2)
+    depth_activation: str = "softplus"  # softplus | exp | abs: from the head's raw output to metres
+    loss_stride: int = 2  # compute the losses at every n-th pixel of each axis: 1, 2 or 4
+
+    # Network
+    encoder: str = "resnet18"  # mobilenetv2_paper, or any timm model with features at strides 4 to 32
+    encoder_weights: str = "none"  # imagenet (timm downloads them) | none | a .pth or .safetensors file
+    decoder_width: int = 256
+    crp_stages: int = 4  # chained residual pooling
+
+    # Optimisation
+    epochs: int = 24
+    batch_size: int = 8
+    accumulate: int = 1  # batches whose gradients are added up for one optimizer step
+    optimizer: str = "adamw"  # adamw | sgd
+    lr_encoder: float = 1e-3
+    lr_decoder: float = 1e-3
+    momentum: float = 0.9  # sgd only
+    weight_decay: float = 0.01
+    schedule: str = "poly"  # poly (power 0.9) | cosine | constant, by step
+    warmup_steps: int = 50
+    clip_norm: float = 10.0  # 0 = off
+    freeze_bn: bool = False  # keep batch-norm statistics and scales as the encoder's weights have them
+    ema: float = 0.99  # decay of the averaged weights that are evaluated and kept; 0 = off
+
+    # Machine
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16; auto is bf16 on a GPU that has it, fp32 on a CPU
+    channels_last: bool = True
+    compile: bool = False
+    threads: int = 0  # CPU threads of the training process; 0 = torch's choice
+    seed: int = 0
+
+    # Reports and checkpoints
+    best_metric: str = ""  # which one best.pt follows, e.g. depth/rmse; "" = the first task's own
+    eval_every: int = 4  # epochs
+    log_every: int = 20  # steps
+    save_minutes: float = 5.0  # last.pt is also written inside long epochs; 0 = only after each epoch
+
+
+CHOICES = {
+    "class_weights": ("none", "log"),
+    "depth_activation": ("softplus", "exp", "abs"),
+    "loss_stride": (1, 2, 4),
+    "optimizer": ("adamw", "sgd"),
+    "schedule": ("poly", "cosine", "constant"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+}
+AT_LEAST = {
+    "long_side": 0, "workers": 0, "rotation": 0, "color": 0, "decoder_width": 1, "crp_stages": 1, "epochs": 1,
+    "batch_size": 1, "accumulate": 1, "lr_encoder": 0, "lr_decoder": 0, "momentum": 0, "weight_decay": 0,
+    "warmup_steps": 0, "clip_norm": 0, "ema": 0, "threads": 0, "seed": 0, "eval_every": 1, "log_every": 1,
+    "save_minutes": 0,
+}  # fmt: skip
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)' for a name that looks like a known one, else ''."""
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def make_config(values: dict[str, object], where: str, base: Config | None = None) -> Config:
+    """`base` (default: the defaults) with `values`, strings or plain values, converted to the fields' types.
+
+    Raises ValueError that names `where`, the setting, what it got and what is allowed.
+    """
+    types = typing.get_type_hints(Config)
+    for name in values:
+        if name not in types:
+            raise ValueError(f"{where}: unknown setting {name!r}{near(name, types)}")
+    converted = {name: convert(value, types[name], f"{where}: {name}") for name, value in values.items()}
+    config = dataclasses.replace(base or Config(), **converted)
+    for name, allowed in CHOICES.items():
+        if getattr(config, name) not in allowed:
+            got = getattr(config, name)
+            hint = near(str(got), map(str, allowed))
+            raise ValueError(f"{where}: {name} is {got!r}; allowed: {', '.join(map(str, allowed))}{hint}")
+    for name, least in AT_LEAST.items():
+        if getattr(config, name) < least:
+            raise ValueError(f"{where}: {name} is {getattr(config, name)}; it must be at least {least}")
+    if min(config.crop) < 32:
+        raise ValueError(f"{where}: crop is {config.crop}; height and width must be at least 32")
+    if not 0 < config.zoom[0] <= config.zoom[1]:
+        raise ValueError(f"{where}: zoom is {config.zoom}; it takes least,most with 0 < least <= most")
+    if config.ema >= 1:
+        raise ValueError(f"{where}: ema is {config.ema}; it must be below 1")
+    if not config.tasks:
+        raise ValueError(f"{where}: tasks is empty; name at least one")
+    return config
+
+
+def convert(value: object, kind: type, where: str) -> object:
+    """`value` as `kind`: str, int, float, bool, tuple[...] or dict[str, ...]. Raises ValueError at `where`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, Sequence):
+            raise ValueError(f"{where} is {value!r}; it takes a list")
+        items = [item.strip() if isinstance(item, str) else item for item in items if item != ""]
+        if arguments[-1] is not Ellipsis and len(items) != len(arguments):
+            raise ValueError(f"{where} is {value!r}; it takes {len(arguments)} values")
+        return tuple(convert(item, arguments[0], where) for item in items)
+    if origin is dict:
+        if isinstance(value, str):
+            pairs = [pair.partition("=") for pair in value.split(",") if pair]
+            if not all(separator for _, separator, _ in pairs):
+                raise ValueError(f"{where} is {value!r}; it takes name=value,name=value")
+            value = {name.strip(): item for name, _, item in pairs}
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is {value!r}; it takes names with values")
+        return {name: convert(item, arguments[1], f"{where}.{name}") for name, item in value.items()}
+    if isinstance(value, list | tuple | dict):
+        raise ValueError(f"{where} is {value!r}; it takes one {kind.__name__}")
+    text = str(value).strip()
+    if kind is bool:
+        words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False}
+        if text.lower() not in words and text != "0":
+            raise ValueError(f"{where} is {value!r}; it takes true or false")
+        return words.get(text.lower(), False)
+    try:
+        number = kind(text)
+    except ValueError:
+        raise ValueError(f"{where} is {value!r}; it takes {_NAMES[kind]}") from None
+    if kind is float and not math.isfinite(number):
+        raise ValueError(f"{where} is {value!r}; it takes a finite number")
+    return number
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text"}
+
+
+def plain(config: Config) -> dict[str, object]:
+    """The settings as plain types, for checkpoints and YAML; `make_config` reads them back."""
+    values = dataclasses.asdict(config)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def read_yaml(path: Path) -> dict[str, object]:
+    """A YAML file as nested dicts and lists whose leaves are all strings.
+
+    The reader of a value converts it by the type that it wants, so that `1e-4` is a number, `off` a word where
+    a word is wanted, and `010` ten. Tags and aliases are refused: nothing from a file is executed or multiplied.
+    Raises FileNotFoundError, or ValueError with file and line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
+        raise ValueError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}") from None
+    seen: set[int] = set()
+
+    def build(node: yaml.Node) -> object:
+        line = f"{path}:{node.start_mark.line + 1}"
+        if id(node) in seen:
+            raise ValueError(f"{line}: YAML aliases (*name) are not accepted")
+        seen.add(id(node))
+        if node.tag.rpartition(":")[2] not in ("str", "seq", "map"):
+            raise ValueError(f"{line}: YAML tag {node.tag!r} is not accepted")
+        if isinstance(node, yaml.ScalarNode):
+            return node.value
+        if isinstance(node, yaml.SequenceNode):
+            return [build(item) for item in node.value]
+        result: dict[str, object] = {}
+        for key, item in node.value:
+            name = build(key)
+            if not isinstance(name, str) or name in result:
+                raise ValueError(f"{line}: {name!r} is not a name, or stands twice")
+            result[name] = build(item)
+        return result
+
+    values = {} if node is None else build(node)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected 'name: value' lines")
+    return values
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ValueErrors of one line that name the nearest flag."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise ValueError(message)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: object = None) -> argparse.Namespace:
+        result, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            raise ValueError(f"unknown argument {unknown[0]!r}{near(unknown[0].partition('=')[0], flags)}")
+        return result
+
+
+def add_settings(parser: Parser) -> None:
+    """Gives `parser` a flag for every setting, and --config."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, see configs/")
+    types = typing.get_type_hints(Config)
+    for name, default in plain(Config()).items():
+        optional_value = {"nargs": "?", "const": "true"} if types[name] is bool else {}
+        parser.add_argument(f"--{name}", metavar="VALUE", help=f"default: {default!r}", **optional_value)
+
+
+def settings_from(arguments: argparse.Namespace) -> dict[str, str]:
+    """The settings given as flags, as they stand on the command line."""
+    names = [item.name for item in dataclasses.fields(Config)]
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
+def config_from(arguments: argparse.Namespace) -> Config:
+    """The defaults, then --config's file, then the flags."""
+    config = Config()
+    if arguments.config:
+        config = make_config(read_yaml(Path(arguments.config)), arguments.config)
+    return make_config(settings_from(arguments), "command line", config)

@@ -1,0 +1,135 @@
+"""Metrics: accumulators with update(prediction, target) and compute() -> {name: value}.
+
+Sums stay on the device of the predictions and are exact: each frame is counted once, whatever the batches were.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+EIGEN_CROP = (45, 471, 41, 601)  # rows and columns of a 480x640 frame that Eigen et al. evaluate (NYUDv2)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How depth is evaluated; papers differ in each of these."""
+
+    crop: str = "none"  # none | eigen
+    cap_m: float = 0.0  # leave out ground truth beyond it and clamp predictions to it; 0 = no cap
+    per_image: bool = False  # average over images instead of pooling all pixels
+
+
+class SegmentationMetrics:
+    """Intersection over union from one confusion matrix."""
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self.classes = classes
+        self.confusion: Tensor | None = None  # (C, C) counts, row = ground truth
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """prediction (B, H, W) class ids; target (B, H, W), where ids >= C mean "no label"."""
+        count = len(self.classes)
+        valid = target < count
+        pairs = target[valid].long() * count + prediction[valid].long()
+        matrix = torch.bincount(pairs, minlength=count * count).view(count, count)
+        self.confusion = matrix if self.confusion is None else self.confusion + matrix
+
+    def compute(self) -> dict[str, float]:
+        """Shares in 0..1. Means are over the classes that occur in the ground truth; {} without a valid pixel."""
+        if self.confusion is None or not self.confusion.any():
+            return {}
+        matrix = self.confusion.double().cpu()
+        hits, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
+        occurs = truth > 0
+        iou = hits / (truth + predicted - hits).clamp(min=1)
+        values = {
+            "miou": iou[occurs].mean().item(),
+            "pixel_accuracy": (hits.sum() / truth.sum()).item(),
+            "class_accuracy": (hits[occurs] / truth[occurs]).mean().item(),
+        }
+        return values | {f"iou/{self.classes[i]}": iou[i].item() for i in occurs.nonzero().flatten().tolist()}
+
+
+class DepthMetrics:
+    """Errors of Eigen et al. (arXiv 1406.2283, section 4) and SILog as KITTI defines it (times 100)."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = protocol
+        self.rows: list[Tensor] = []  # one row of sums an image
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Both (B, H, W) in metres; target 0 means "no reading"."""
+        if self.protocol.crop == "eigen":
+            if tuple(target.shape[1:]) != (480, 640):
+                height, width = target.shape[1:]
+                raise ValueError(f"crop eigen is defined for 640x480 frames; this one is {width}x{height}")
+            top, bottom, left, right = EIGEN_CROP
+            prediction, target = prediction[:, top:bottom, left:right], target[:, top:bottom, left:right]
+        cap = self.protocol.cap_m or torch.inf
+        valid = (target > 0) & (target <= cap)
+        # At invalid pixels both become 1 m, which adds 0 to each sum of errors. Logarithms need a floor: 1 mm.
+        truth = torch.where(valid, target, 1.0).double()
+        depth = torch.where(valid, prediction.double().clamp(1e-3, cap), 1.0)
+        error, log_error, ratio = depth - truth, depth.log() - truth.log(), torch.maximum(depth / truth, truth / depth)
+        terms = [
+            error.square(), log_error.square(), log_error, error.abs() / truth, error.square() / truth,
+            (log_error / math.log(10)).abs(),
+            *(valid & (ratio < 1.25**power) for power in (1, 2, 3)), valid,
+        ]  # fmt: skip
+        self.rows.append(torch.stack([term.double().flatten(1).sum(1) for term in terms], dim=1))
+
+    def compute(self) -> dict[str, float]:
+        """Metres for rmse, per cent for silog, shares for delta1..3; {} without a valid pixel."""
+        rows = torch.cat(self.rows).cpu() if self.rows else torch.zeros(0, 10)
+        rows = rows[rows[:, -1] > 0]
+        if not len(rows):
+            return {}
+        if not self.protocol.per_image:
+            rows = rows.sum(0, keepdim=True)
+        square, log_square, log, abs_rel, sq_rel, log10, *deltas = (rows[:, :-1] / rows[:, -1:]).unbind(1)
+        values = {
+            "rmse": square.sqrt(),
+            "rmse_log": log_square.sqrt(),
+            "abs_rel": abs_rel,
+            "sq_rel": sq_rel,
+            "log10": log10,
+            "silog": 100 * (log_square - log.square()).clamp(min=0).sqrt(),
+            **{f"delta{power}": share for power, share in enumerate(deltas, 1)},
+        }
+        return {name: value.mean().item() for name, value in values.items()}
+
+
+class NormalMetrics:
+    """Angles between predicted and true normals, in degrees, pooled over pixels."""
+
+    BINS = 18_000  # of 0.01 degrees: the median is exact to half a bin, without keeping every pixel
+
+    def __init__(self) -> None:
+        self.histogram: Tensor | None = None
+        self.total = 0.0
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Both (B, 3, H, W); target 0, 0, 0 means "no label"."""
+        valid = target.abs().sum(1) > 0
+        # atan2 and not acos: acos is inexact near 0 degrees.
+        cross = torch.linalg.cross(prediction.double(), target.double(), dim=1).norm(dim=1)
+        angle = torch.rad2deg(torch.atan2(cross, (prediction.double() * target.double()).sum(1)))[valid]
+        bins = (angle * (self.BINS / 180)).long().clamp(max=self.BINS - 1)
+        counts = torch.bincount(bins, minlength=self.BINS)
+        self.histogram = counts if self.histogram is None else self.histogram + counts
+        self.total = self.total + angle.sum()
+
+    def compute(self) -> dict[str, float]:
+        """mean and median in degrees, shares below 11.25, 22.5 and 30 degrees; {} without a valid pixel."""
+        if self.histogram is None or not self.histogram.any():
+            return {}
+        below = self.histogram.cumsum(0).cpu()
+        count = below[-1].item()
+        width = 180 / self.BINS
+        median = (torch.searchsorted(below, (count + 1) // 2).item() + 0.5) * width
+        shares = {f"within_{limit:g}": below[round(limit / width) - 1].item() / count for limit in (11.25, 22.5, 30)}
+        return {"mean": float(self.total) / count, "median": median, **shares}

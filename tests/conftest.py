@@ -1,0 +1,89 @@
+"""Fixtures: a tiny generated data set, and the real frames where they are present."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def shared(name: str) -> Path:
+    """A file or folder of real data beside the checkout; skips the test when it is absent."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"needs the real data {name}, which is not part of the repository")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def rooms_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 training and 4 validation rooms of 96x72."""
+    import rooms
+
+    folder = tmp_path_factory.mktemp("data") / "rooms"
+    rooms.write(folder, train=12, val=4, width=96, height=72, seed=3)
+    return folder
+
+
+Script = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def script() -> Script:
+    """script("train.py", "--epochs", 2, cwd=...) runs it as a user would and returns what it printed."""
+
+    def call(
+        name: str, *arguments: object, cwd: Path | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=cwd or ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+        )
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(rooms_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration file with which a training takes seconds."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    settings = {
+        "data": str(rooms_folder), "crop": [64, 64], "encoder": "mobilenetv2_100", "decoder_width": 16, "crp_stages": 1,
+        "batch_size": 4, "epochs": 4, "eval_every": 2, "warmup_steps": 2, "workers": 0, "device": "cpu", "threads": 1,
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(script: Script, tiny_settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of four epochs with all three tasks."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    done = script("train.py", "--config", tiny_settings, "--tasks", "segmentation,depth,normals", "--run", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def only_error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The one `error:` line of a script that was given something wrong."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, only_error_line
+from PIL import Image
+
+from dataset import fitted_size
+from evaluate import predict_batch
+from inference import find_images, output_stems, predict
+from model import load_network
+from utils import read_image, side_by_side
+
+RAMP = np.linspace(0, 255, 60 * 80).reshape(60, 80)
+
+
+@pytest.fixture(scope="module")
+def network(trained):
+    return load_network(trained / "best.pt").to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (61, 47), (33, 200), (1, 1), (1, 300)])
+def test_predictions_have_the_size_and_units_that_they_promise(network, size):
+    result = predict(network, np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
+    assert result["segmentation"].shape == size and result["segmentation"].dtype == np.uint8
+    assert result["segmentation"].max() < 40
+    assert result["depth"].shape == size and result["depth"].dtype == np.float32 and (result["depth"] > 0).all()
+    assert result["normals"].shape == (3, *size)
+    assert np.allclose(np.linalg.norm(result["normals"], axis=0), 1, atol=1e-3)
+
+
+def test_averaging_with_the_mirrored_picture_is_symmetric(network):
+    image = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
+    straight = predict(network, image, mirror=True)
+    mirrored = predict(network, np.ascontiguousarray(image[:, ::-1]), mirror=True)
+    assert np.allclose(straight["depth"], mirrored["depth"][:, ::-1], rtol=1e-4)
+    assert (straight["segmentation"] == mirrored["segmentation"][:, ::-1]).mean() > 0.999
+    flipped = mirrored["normals"][:, :, ::-1] * np.float32([-1, 1, 1])[:, None, None]
+    assert np.allclose(straight["normals"], flipped, atol=1e-3)
+
+
+def test_one_scale_and_no_mirror_is_the_plain_prediction(network):
+    pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    sizes = dict.fromkeys(network.tasks, (70, 100))
+    with torch.inference_mode():
+        plain = predict_batch(network, pixels, sizes)
+        twice = predict_batch(network, pixels, sizes, scales=(1.0, 1.0))
+    assert torch.allclose(plain["depth"], twice["depth"], rtol=1e-4)
+    assert (plain["segmentation"] == twice["segmentation"]).float().mean() > 0.999
+
+
+# ---------------------------------------------------------------------------------------------- image files
+
+
+def save(path: Path, mode: str) -> np.ndarray:
+    """Writes RAMP in a Pillow mode and returns what it should be read as, (60, 80, 3)."""
+    grey = RAMP.round().astype(np.uint8)
+    expected = np.repeat(grey[..., None], 3, axis=2)
+    if mode == "16 bit":
+        Image.fromarray((RAMP * 257).round().astype(np.uint16)).save(path)
+    elif mode == "float":
+        Image.fromarray((RAMP / 255).astype(np.float32)).save(path)
+    elif mode == "palette":
+        picture = Image.fromarray(grey)
+        picture.putpalette(np.repeat(np.arange(255, -1, -1, dtype=np.uint8)[:, None], 3, axis=1).tobytes())
+        picture.save(path)
+        expected = 255 - expected
+    elif mode == "alpha":
+        alpha = np.where(np.arange(80) < 40, 255, 0)[None].repeat(60, 0).astype(np.uint8)
+        Image.fromarray(np.dstack([expected, alpha])).save(path)
+        expected = np.where(alpha[..., None] > 0, expected, 255)  # what is transparent shows the page: white
+    elif mode == "1 bit":
+        Image.fromarray(grey > 127).save(path)
+        expected = np.where(expected > 127, 255, 0)
+    else:
+        Image.fromarray(expected).convert(mode).save(path, quality=100) if mode == "CMYK" else Image.fromarray(
+            grey
+        ).save(path)
+    return expected
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [
+    ("L", ".png"), ("16 bit", ".png"), ("16 bit", ".tif"), ("float", ".tif"), ("palette", ".png"), ("alpha", ".png"),
+    ("alpha", ".webp"), ("1 bit", ".png"), ("CMYK", ".jpg"), ("L", ".bmp"),
+])  # fmt: skip
+def test_every_kind_of_image_is_converted_rightly(tmp_path, mode, suffix):
+    path = tmp_path / f"image{suffix}"
+    expected = save(path, mode)
+    got = read_image(path)
+    assert got.shape == (60, 80, 3) and got.dtype == np.uint8
+    assert np.abs(got.astype(int) - expected).max() <= (8 if suffix in (".jpg", ".webp") else 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(tmp_path, orientation):
+    upright = np.zeros((40, 60, 3), np.uint8)
+    upright[:10, :10] = 255  # the marked corner is on top, left
+    turn = Image.Transpose
+    undo = {
+        2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE, 6: turn.ROTATE_90,
+        7: turn.TRANSVERSE, 8: turn.ROTATE_270,
+    }  # fmt: skip
+    stored = Image.fromarray(upright)
+    stored = stored.transpose(undo[orientation]) if orientation in undo else stored
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "x.png"), upright)
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "truncated", "bomb"])
+def test_a_damaged_image_is_named(tmp_path, kind, monkeypatch):
+    path = tmp_path / "x.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).save(path)
+    if kind == "text":
+        path.write_text("no picture")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:3000])
+    else:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"x\.png"):
+        read_image(path)
+
+
+# ---------------------------------------------------------------------------------------------- folders
+
+
+def test_a_folder_keeps_its_shape_and_stems_do_not_collide(trained, script, tmp_path):
+    images = {"a.jpg", "a.png", "a.jpg.png", "b.PNG", "sub/a.png", "sub/deeper/c.webp"}
+    for number, name in enumerate(sorted(images)):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40, 50, 3), 20 * number, np.uint8)).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
+    (tmp_path / "in" / "broken.png").write_text("not an image either")
+    output = tmp_path / "in" / "out"  # inside the input: the second call must not take the results for input
+    for _ in range(2):
+        done = script(
+            "inference.py", "--checkpoint", trained / "best.pt", "--input", tmp_path / "in", "--output", output
+        )
+        assert done.returncode == 1, "one image was skipped"
+        assert done.stderr.count("error: ") == 1 and "broken.png" in done.stderr
+        assert "6 of 7 images predicted" in done.stdout
+    stems = {str(path.relative_to(output)).removesuffix("_depth.png") for path in output.rglob("*_depth.png")}
+    assert stems == {"a.jpg", "a.png", "a.jpg.png", "b", "sub/a", "sub/deeper/c"}
+
+
+def test_stems_never_collide():
+    source = ROOT
+    images = [source / name for name in ("x.png", "x.jpg", "x.png.jpg", "y.png", "z/x.png", "x.png.jpg.bmp")]
+    stems = output_stems(images, source, Path("out"))
+    assert len(set(stems)) == len(images)
+
+
+def test_nothing_to_predict_is_an_error(trained, script, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for source, message in ((tmp_path / "empty", "no image in it"), (tmp_path / "nowhere", "no such file or folder")):
+        line = only_error_line(script("inference.py", "--checkpoint", trained / "best.pt", "--input", source))
+        assert message in line and str(source) in line
+
+
+def test_without_arguments_the_newest_run_and_the_sample_are_used(trained, script, tmp_path):
+    import shutil
+
+    shutil.copytree(trained, tmp_path / "runs" / "mine")
+    shutil.copytree(ROOT / "media", tmp_path / "media")
+    done = script("inference.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "predictions" / "sample_overview.png").is_file()
+
+
+def test_find_images_does_not_follow_itself(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path)
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
+    assert find_images(tmp_path, tmp_path / "out") == [tmp_path / "a.png"]
+
+
+def test_side_by_side_fits_long_legends():
+    picture = np.zeros((60, 90, 3), np.uint8)
+    entries = [(f"class number {number}", (255, 0, 0)) for number in range(30)]
+    sheet = side_by_side([("image", picture, []), ("segmentation", picture, entries)])
+    assert sheet.shape[1] == 180 and sheet.shape[0] > 60 and (sheet[:60] == 0).all()
+
+
+def test_the_image_is_seen_at_the_size_of_the_training(network):
+    assert fitted_size(480, 640, network.config.long_side) == (480, 640)

@@ -1,0 +1,267 @@
+"""The generated rooms: reproducible, geometrically exact, and with every class they promise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, Script, only_error_line
+
+import raycast
+import rooms
+from furniture import WALL
+from raycast import Camera, Primitive, Scene
+from textures import Material
+
+REQUIRED = {
+    "wall": 0,
+    "floor": 1,
+    "cabinet": 2,
+    "bed": 3,
+    "chair": 4,
+    "sofa": 5,
+    "table": 6,
+    "door": 7,
+    "window": 8,
+    "bookshelf": 9,
+    "picture": 10,
+    "floor mat": 19,
+    "ceiling": 21,
+    "books": 22,
+    "lamp": 34,
+}
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[rooms.Frame]:
+    """Forty small frames of one set."""
+    return [rooms.render(0, index, 96, 72) for index in range(1, 41)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny set written by this process alone."""
+    output = tmp_path_factory.mktemp("one") / "rooms"
+    rooms.write(output, train=2, val=1, width=96, height=72, seed=3)
+    return output
+
+
+def rays(frame: rooms.Frame) -> np.ndarray:
+    """Camera-frame directions (H, W, 3) with z = 1 through the pixel centres."""
+    camera = frame.camera
+    v, u = np.indices(frame.depth.shape)
+    x, y = (u - camera["cx"]) / camera["fx"], (v - camera["cy"]) / camera["fy"]
+    return np.stack([x, y, np.ones_like(x)], -1)
+
+
+def furnished(parts: list[Primitive], size: float = 6.0) -> Scene:
+    """An empty cube of a room with its corner at the origin, and the given parts in it."""
+    shell = []
+    for k in range(6):
+        centre, half = np.full(3, size / 2), np.full(3, size / 2 + 0.5)
+        centre[k // 2], half[k // 2] = (size + 0.1 if k % 2 else -0.1), 0.1
+        shell.append(Primitive("box", centre, half, np.eye(3), 0, Material()))
+    groups = [[raycast.SHELL + k] for k in range(len(parts))]
+    return Scene(np.full(3, size, np.float32), shell + parts, groups, [])
+
+
+def test_bytes_depend_on_the_seed_alone(folder: Path, tmp_path: Path) -> None:
+    again, other = tmp_path / "again", tmp_path / "other"
+    rooms.write(again, train=2, val=1, width=96, height=72, seed=3, workers=2)
+    rooms.write(other, train=1, val=0, width=96, height=72, seed=4)
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    assert len(names) == 3 * 4 + 3
+    for name in names:
+        assert (folder / name).read_bytes() == (again / name).read_bytes(), name
+    first = "rgb/000001.png"
+    assert (folder / first).read_bytes() != (folder / "rgb/000002.png").read_bytes()
+    assert (folder / first).read_bytes() != (other / first).read_bytes()
+
+
+def test_files_hold_what_render_returns(folder: Path) -> None:
+    assert (folder / "train.txt").read_text().splitlines()[1] == "\t".join(
+        f"{kind}/000002.png" for kind in ("rgb", "masks", "depth", "normals")
+    )
+    assert (folder / "val.txt").read_text().startswith("rgb/000003.png\t")
+    frame = rooms.render(3, 3, 96, 72)
+    image, mask, depth, normals = (
+        cv2.imread(str(folder / kind / "000003.png"), cv2.IMREAD_UNCHANGED)
+        for kind in ("rgb", "masks", "depth", "normals")
+    )
+    assert (image.dtype, mask.dtype, depth.dtype, normals.dtype) == (np.uint8, np.uint8, np.uint16, np.uint8)
+    np.testing.assert_array_equal(image[..., ::-1], frame.image)
+    np.testing.assert_array_equal(mask, frame.segmentation)
+    np.testing.assert_allclose(depth * 0.0002, frame.depth, atol=0.00011)
+    np.testing.assert_allclose(normals[..., ::-1] / 127.5 - 1, frame.normals, atol=0.5 / 127.5 + 1e-6)
+
+
+def test_description_is_the_one_the_loader_reads(folder: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    text = yaml.safe_load((folder / "dataset.yaml").read_text())
+    assert text["name"] == "rooms" and text["splits"] == {"train": "train.txt", "val": "val.txt"}
+    assert text["columns"] == ["image", "segmentation", "depth", "normals"]
+    assert text["segmentation"] == {"classes": "nyu40", "ignore": 255}
+    assert text["depth"] == {"metres_per_unit": 0.0002, "max": 10.0}
+    assert text["camera"] == pytest.approx(rooms.render(3, 1, 96, 72).camera, abs=1e-5)
+
+
+def test_every_pixel_has_depth_label_and_a_normal_towards_the_camera(frames: list[rooms.Frame]) -> None:
+    for frame in frames:
+        assert frame.image.shape == (72, 96, 3) and frame.image.dtype == np.uint8
+        assert frame.segmentation.max() < 40
+        assert frame.depth.min() > 0.2 and frame.depth.max() < 13
+        np.testing.assert_allclose(np.linalg.norm(frame.normals, axis=-1), 1, atol=1e-4)
+        assert ((frame.normals * rays(frame)).sum(-1) < 0).all()
+
+
+def test_every_promised_class_occurs(frames: list[rooms.Frame]) -> None:
+    share = sum(np.bincount(frame.segmentation.ravel(), minlength=256) for frame in frames)
+    assert not [name for name, label in REQUIRED.items() if share[label] == 0]
+
+
+def test_pictures_are_neither_dark_nor_washed_out(frames: list[rooms.Frame]) -> None:
+    for frame in frames:
+        assert 60 < frame.image.mean() < 215 and frame.image.std() > 20
+        assert np.bincount(frame.segmentation.ravel()).max() < 0.75 * frame.segmentation.size
+
+
+def test_points_of_a_wall_lie_on_a_plane(frames: list[rooms.Frame]) -> None:
+    walls = 0
+    for frame in frames[:10]:
+        points = (rays(frame) * frame.depth[..., None])[frame.segmentation == WALL]
+        normals = frame.normals[frame.segmentation == WALL]
+        for normal in np.unique(normals.round(3), axis=0):
+            chosen = np.linalg.norm(normals - normal, axis=1) < 2e-3
+            if chosen.sum() < 300:
+                continue
+            offset = points[chosen] @ normals[chosen][0]
+            # the skirting board stands 15 mm off the wall and is a wall too
+            offset = offset[np.abs(offset - np.median(offset)) < 0.010]
+            assert offset.size > 0.6 * chosen.sum()
+            assert np.ptp(offset) < 0.002
+            walls += 1
+    assert walls >= 10
+
+
+def test_a_box_straight_ahead_is_where_it_was_put() -> None:
+    box = Primitive("box", np.array([3.0, 3.0, 3.0]), np.array([0.5, 0.5, 0.25]), np.eye(3), 7, Material())
+    forward_y = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], float)  # right x, down -z, forward y
+    camera = Camera(np.array([3.0, 0.5, 3.0]), forward_y, 101, 81, 100.0)
+    _, label, depth, normals = raycast.render(furnished([box]), camera)
+    # the near side is 2 m away: 0.5 m and 0.25 m to the sides are 25 and 12.5 pixels; the wall is at 5.5 m
+    v, u = np.indices(depth.shape)
+    expected = (np.abs(u - 50) <= 25) & (np.abs(v - 40) <= 12)
+    border = np.abs(u - 50) == 25
+    np.testing.assert_array_equal((label == 7) | border, expected | border)
+    np.testing.assert_allclose(depth[expected & ~border], 2.0, rtol=1e-6)
+    assert depth[0, 50] == pytest.approx(5.5, rel=1e-6)
+    np.testing.assert_allclose(normals[:, 40, 50], [0, 0, -1], atol=1e-6)
+
+
+def test_a_turned_box_a_ball_and_a_cylinder_have_the_normals_of_geometry() -> None:
+    forward_y = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], float)
+    camera = Camera(np.array([3.0, 0.5, 3.0]), forward_y, 101, 81, 100.0)
+    c = np.sqrt(0.5)
+    turn = np.array([[c, -c, 0], [c, c, 0], [0, 0, 1]])
+    box = Primitive("box", np.array([3.0, 3.0, 3.0]), np.full(3, 0.5), turn, 7, Material())
+    _, label, depth, normals = raycast.render(furnished([box]), camera)
+    assert depth[40, 50] == pytest.approx(2.5 - np.sqrt(0.5), abs=1e-5)  # an edge points at the camera
+    np.testing.assert_allclose(normals[:, 40, 54], [c, 0, -c], atol=1e-6)
+    np.testing.assert_allclose(normals[:, 40, 46], [-c, 0, -c], atol=1e-6)
+
+    ball = Primitive("cushion", np.array([3.0, 3.0, 3.0]), np.full(3, 0.5), np.eye(3), 7, Material(), bulge=(1, 1, 1))
+    tube = Primitive("cone", np.array([3.0, 3.0, 3.0]), np.full(3, 0.5), np.eye(3), 7, Material())
+    v, u = np.indices(depth.shape)
+    ray = np.stack([(u - 50) / 100, (v - 40) / 100, np.ones(u.shape)])
+    for part, axes in ((ball, [1, 1, 1]), (tube, [1, 0, 1])):
+        _, label, depth, normals = raycast.render(furnished([part]), camera)
+        assert depth[40, 50] == pytest.approx(2.0, abs=1e-5)
+        hit = (label == 7) & (np.abs(v - 40) < 10)
+        outward = (ray * depth - np.array([0, 0, 2.5])[:, None, None]) * np.array(axes)[:, None, None] / 0.5
+        np.testing.assert_allclose((outward**2).sum(0)[hit], 1, atol=1e-3)
+        np.testing.assert_allclose(normals[:, hit], outward[:, hit], atol=5e-3)
+
+
+def test_the_nearer_thing_hides_the_farther() -> None:
+    forward_y = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], float)
+    camera = Camera(np.array([3.0, 0.5, 3.0]), forward_y, 41, 31, 40.0)
+    parts = [
+        Primitive("box", np.array([3.0, y, 3.0]), np.full(3, 0.3), np.eye(3), label, Material())
+        for y, label in ((4.0, 3), (2.0, 4), (5.0, 5))
+    ]
+    for order in ((0, 1, 2), (2, 1, 0)):
+        _, label, depth, _ = raycast.render(furnished([parts[k] for k in order]), camera)
+        assert label[15, 20] == 4 and depth[15, 20] == pytest.approx(1.2, abs=1e-5)
+        assert set(np.unique(label)) == {0, 4}
+
+
+def test_a_lamp_leaves_a_shadow_behind_a_box() -> None:
+    box = Primitive("box", np.array([3.0, 3.0, 1.0]), np.array([0.5, 0.5, 0.05]), np.eye(3), 7, Material())
+    scene = furnished([box])
+    start = np.array([[3.0, 3.0, 0.0], [5.0, 3.0, 0.0]], np.float32).T
+    up = np.array([[0, 0, 1], [0, 0, 1]], np.float32).T
+    distance = raycast.first_hit(scene, start, up, np.full(2, 5.0, np.float32))
+    np.testing.assert_allclose(distance, [0.95, 5.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(97, 73), (64, 96)])
+def test_odd_sizes(size: tuple[int, int]) -> None:
+    frame = rooms.render(1, 1, *size)
+    assert frame.image.shape == (size[1], size[0], 3)
+    assert frame.depth.shape == frame.segmentation.shape == frame.normals.shape[:2] == (size[1], size[0])
+    assert frame.camera["cx"] == (size[0] - 1) / 2
+
+
+def test_size_changes_the_pixels_only() -> None:
+    small, large = rooms.render(0, 2, 96, 72), rooms.render(0, 2, 288, 216)
+    same = large.segmentation[1::3, 1::3] == small.segmentation  # the middles of 3 x 3 blocks are the same rays
+    assert same.mean() > 0.999
+    np.testing.assert_allclose(large.depth[1::3, 1::3][same], small.depth[same], rtol=1e-3)
+
+
+def test_refuses_to_overwrite_and_to_write_nothing(tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("kept")
+    with pytest.raises(FileExistsError, match="exists already"):
+        rooms.write(tmp_path, train=1, val=0, width=32, height=24)
+    assert (tmp_path / "kept.txt").read_text() == "kept"
+    with pytest.raises(ValueError, match="at least one frame"):
+        rooms.write(tmp_path / "none", train=0, val=0)
+    assert not (tmp_path / "none").exists()
+
+
+def test_workers_do_not_import_the_script_that_starts_them(tmp_path: Path) -> None:
+    caller = tmp_path / "caller.py"
+    caller.write_text(
+        f"print('imported', flush=True)\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nimport rooms\n"
+        "rooms.write('set', train=2, val=0, width=32, height=24, workers=2)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, caller], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["imported"]
+    assert len(list((tmp_path / "set" / "rgb").iterdir())) == 2
+
+
+def test_what_goes_wrong_in_a_worker_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="could not be written"):
+        list(rooms._save_all(tmp_path / "absent", 32, 24, 0, range(1, 3), workers=2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--size", "3x"), "WIDTHxHEIGHT"),
+        (("--trian", "3"), "did you mean '--train'?"),
+        (("--train", "many"), "it takes a whole number"),
+        (("--output", "."), "exists already"),
+    ],
+)
+def test_mistakes_on_the_command_line(script: Script, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    (tmp_path / "kept.txt").write_text("kept")
+    assert message in only_error_line(script("rooms.py", *arguments, cwd=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]

@@ -1,0 +1,152 @@
+"""One contract for every task, and what each task answers by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from config import Config
+from metrics import Protocol
+from tasks import CLASS_LISTS, NO_CLASS, TASKS, Depth, Normals, Segmentation, Task, tasks_from_plain, tasks_to_plain
+from utils import class_palette
+
+SECTIONS = {"segmentation": {"classes": "nyu40"}, "depth": {"metres_per_unit": "0.001", "max": "8"}, "normals": {}}
+
+
+def make(name: str) -> tuple[Task, dict[str, object]]:
+    section = TASKS[name].read_section(SECTIONS[name], "test")
+    return TASKS[name].from_section(section, Config()), section
+
+
+@pytest.fixture(params=list(TASKS))
+def task(request) -> Task:
+    return make(request.param)[0]
+
+
+def test_raw_output_becomes_a_prediction_of_any_size(task):
+    raw = torch.randn(2, task.channels, 19, 25)
+    prediction = task.decode(raw, (73, 99))
+    assert prediction.shape[0] == 2 and prediction.shape[-2:] == (73, 99)
+    drawn = task.draw(prediction[0].numpy())
+    assert drawn.shape == (73, 99, 3) and drawn.dtype == np.uint8
+    assert all(len(color) == 3 for _, color in task.legend(prediction[0].numpy()))
+
+
+def test_saved_values_read_back(task, tmp_path):
+    prediction = task.decode(torch.randn(1, task.channels, 11, 13), (41, 53))
+    task.save(prediction[0].numpy(), tmp_path / "x.png")
+    label = task.read(tmp_path / "x.png", make(task.name)[1])
+    back = task.to_tensor(label)[None]
+    assert torch.allclose(back.float(), prediction.float(), atol=0.006)
+
+
+def test_no_label_costs_nothing_and_counts_nothing(task):
+    label = task.to_tensor(task.no_label(32, 40))[None]
+    raw = torch.randn(1, task.channels, 8, 10, requires_grad=True)
+    value = task.loss(raw, label)
+    value.backward()
+    assert value == 0 and not raw.grad.any()
+    metrics = task.metrics(Protocol())
+    metrics.update(task.decode(raw.detach(), (32, 40)), label)
+    assert metrics.compute() == {}
+
+
+def test_a_perfect_prediction_scores_best(task):
+    truth = task.decode(torch.randn(1, task.channels, 9, 9), (36, 36))
+    metrics = task.metrics(Protocol())
+    metrics.update(truth, truth)
+    values = metrics.compute()
+    assert task.best in values
+    best = values[task.best]
+    if task.best in task.higher_is_better:
+        assert best == pytest.approx(1)
+    else:
+        assert best == pytest.approx(0, abs=1e-3)
+    assert {name for name in values if name.partition("/")[0] in task.higher_is_better} == {
+        name for name, value in values.items() if value == pytest.approx(1)
+    }
+
+
+def test_mirrored_and_zoomed_scores_come_back(task):
+    """Averaging over views is only right if undoing the mirror of a mirrored prediction is the prediction."""
+    scores = task.scores(torch.randn(1, task.channels, 6, 7), (24, 28))
+    assert torch.allclose(task.undo(task.undo(scores, 1.0, True), 1.0, True), scores, atol=1e-6)
+    assert torch.allclose(task.undo(task.undo(scores, 2.0, False), 0.5, False), scores, atol=1e-5)
+
+
+def test_the_checkpoint_knows_the_task(task):
+    assert tasks_from_plain(tasks_to_plain({task.name: task}))[task.name] == task
+
+
+def test_unknown_tasks_in_a_checkpoint_are_named():
+    with pytest.raises(ValueError, match="did you mean 'depth'"):
+        tasks_from_plain({"dept": {}})
+    with pytest.raises(ValueError, match="another version"):
+        tasks_from_plain({"depth": {"unit": "feet"}})
+
+
+def test_a_decoded_depth_is_never_negative():
+    raw = torch.linspace(-50, 50, 64).reshape(1, 1, 8, 8)
+    for activation in Depth.ACTIVATIONS:
+        depth = Depth(activation=activation).decode(raw / (10 if activation == "exp" else 1), (32, 32))
+        assert (depth >= 0).all() and depth.isfinite().all()
+
+
+def test_depth_reads_units_and_leaves_out_what_is_too_far(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.uint16([[0, 1, 1500, 8000, 8001, 65535]])).save(tmp_path / "d.png")
+    task, section = make("depth")
+    assert task.read(tmp_path / "d.png", section).tolist() == [pytest.approx([0, 0.001, 1.5, 8.0, 0, 0])]
+
+
+def test_a_flat_wall_can_be_drawn():
+    picture = Depth().draw(np.full((5, 7), 2.5, np.float32))
+    assert (picture == picture[0, 0]).all() and picture.any()
+    assert not Depth().draw(np.zeros((5, 7), np.float32)).any()
+
+
+def test_depth_colours_are_of_a_fixed_range():
+    frame = np.float32([[1.0, 2.0, 9.0]])
+    assert np.array_equal(Depth().draw(frame)[0, :2], Depth().draw(frame[:, :2])[0])
+
+
+def test_masks_may_use_another_number_for_no_label(tmp_path):
+    from PIL import Image
+
+    section = Segmentation.read_section({"classes": ["a", "b"], "ignore": "9"}, "test")
+    Image.fromarray(np.uint8([[0, 1, 9]])).save(tmp_path / "m.png")
+    assert Segmentation.from_section(section, Config()).read(tmp_path / "m.png", section).tolist() == [[0, 1, NO_CLASS]]
+
+
+def test_palette_masks_are_read_as_ids(tmp_path):
+    task, section = make("segmentation")
+    ids = np.arange(40, dtype=np.uint8).reshape(5, 8)
+    task.save(ids, tmp_path / "m.png")
+    assert np.array_equal(task.read(tmp_path / "m.png", section), ids)
+
+
+def test_class_lists_and_colours():
+    assert len(CLASS_LISTS["nyu40"]) == 40 and CLASS_LISTS["nyu40"][21] == "ceiling"
+    # Known entries of the PASCAL VOC colour map.
+    assert class_palette()[[0, 1, 2, 15, 255]].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [192, 128, 128],
+        [224, 224, 192],
+    ]
+    assert len({tuple(color) for color in class_palette().tolist()}) == 256
+
+
+def test_the_legend_names_what_is_seen():
+    task, _ = make("segmentation")
+    ids = np.zeros((10, 10), np.uint8)
+    ids[:, 7:] = 21
+    assert [name for name, _ in task.legend(ids)] == ["wall", "ceiling"]
+
+
+def test_normals_are_unit_vectors():
+    prediction = Normals().decode(torch.randn(1, 3, 5, 6), (20, 24))
+    assert torch.allclose(prediction.norm(dim=1), torch.ones(1, 20, 24), atol=1e-5)

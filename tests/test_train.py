@@ -1,0 +1,375 @@
+"""The scripts as users run them: train -> evaluate -> inference, stopping and resuming, mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, only_error_line
+from PIL import Image
+
+import train
+from config import Config, make_config, read_yaml
+from dataset import Frames, class_frequencies, make_tasks, read_folder, read_list
+from model import build_network, load_network
+from utils import read_checkpoint
+
+SAMPLE = ROOT / "media" / "sample.jpg"
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    content = read_checkpoint(path)
+    return content["network"] | {f"training.{name}": value for name, value in content["training"]["network"].items()}
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = weights_of(first), weights_of(second)
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+def start(arguments: list[object]) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(path: Path, line: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not (path.is_file() and line in path.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.02)
+
+
+# ---------------------------------------------------------------------------------------------- the main way
+
+
+def test_a_run_leaves_what_it_promises(trained):
+    assert {"config.yaml", "log.jsonl", "best.pt", "last.pt"} <= {path.name for path in trained.iterdir()}
+    assert list(trained.glob("events.out.tfevents.*"))
+    reports = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    losses = [report for report in reports if report["kind"] == "train"]
+    assert losses and all({"segmentation", "depth", "normals", "images_per_s"} <= report.keys() for report in losses)
+    assert [report["step"] for report in reports if report["kind"] == "val"] == [6, 12]
+    content = read_checkpoint(trained / "best.pt")
+    assert {"segmentation/miou", "depth/rmse", "normals/mean"} <= content[
+        "metrics"
+    ].keys() and "training" not in content
+    assert make_config(read_yaml(trained / "config.yaml"), "test") == make_config(content["config"], "test")
+
+
+def test_train_evaluate_inference(trained, script, tmp_path):
+    """The checkpoint alone tells the other scripts everything: evaluation repeats the stored numbers."""
+    for name in ("best.pt", "last.pt"):
+        output = tmp_path / f"{name}.json"
+        done = script("evaluate.py", "--checkpoint", trained / name, "--workers", 0, "--output", output)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(output.read_text())
+        assert report["metrics"] == pytest.approx(read_checkpoint(trained / name)["metrics"], rel=1e-4, abs=1e-5)
+        assert report["frames"] == 4 and "miou" in done.stdout and "rmse" in done.stdout
+    image = np.random.default_rng(0).integers(0, 256, (61, 87, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    done = script(
+        "inference.py",
+        "--checkpoint",
+        trained / "best.pt",
+        "--input",
+        tmp_path / "photo.png",
+        "--output",
+        tmp_path / "out",
+    )
+    assert done.returncode == 0, done.stderr
+    parts = ["segmentation", "segmentation_color", "depth", "depth_color", "normals", "normals_color", "overview"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"photo_{part}.png" for part in parts)
+    ids, depth = (Image.open(tmp_path / "out" / f"photo_{name}.png") for name in ("segmentation", "depth"))
+    assert ids.mode == "P" and ids.size == (87, 61) and np.asarray(ids).max() < 40
+    assert depth.mode == "I;16" and 0 < np.asarray(depth).max() < 20_000, "millimetres of a room"
+
+
+def test_it_learns(tiny_settings, script, tmp_path):
+    """Twelve rooms by heart in a minute: all the parts together turn pictures into classes and metres."""
+    plain = ["--zoom", "1,1", "--mirror", "false", "--color", 0, "--crop", "72,96", "--loss_stride", 1]
+    longer = ["--epochs", 160, "--eval_every", 160, "--decoder_width", 64, "--crp_stages", 2, "--threads", 2]
+    done = script(
+        "train.py", "--config", tiny_settings, "--run", tmp_path / "run", "--val_split", "train", *plain, *longer
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = read_checkpoint(tmp_path / "run" / "best.pt")["metrics"]
+    assert metrics["segmentation/pixel_accuracy"] > 0.75
+    assert metrics["depth/rmse"] < 0.4 and metrics["depth/delta1"] > 0.85
+
+
+def test_evaluation_options(trained, script, tmp_path):
+    output = tmp_path / "e.json"
+    options = ["--mirror", "--scales", "0.75,1", "--cap", "3", "--per_image", "--split", "train", "--batch_size", 5]
+    done = script("evaluate.py", "--checkpoint", trained / "best.pt", "--workers", 0, "--output", output, *options)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(output.read_text())
+    assert report["frames"] == 12 and report["mirror"] and report["scales"] == [0.75, 1.0]
+    assert report["protocol"] == {"crop": "none", "cap_m": 3.0, "per_image": True}
+
+
+def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(tiny_settings, trained, script, tmp_path):
+    tasks = ["--tasks", "segmentation,depth,normals"]
+    for run, seed in (("a", 0), ("b", 1)):
+        done = script(
+            "train.py", "--config", tiny_settings, "--run", tmp_path / run, "--seed", seed, "--workers", 2, *tasks
+        )
+        assert done.returncode == 0, done.stderr
+    assert_same_weights(trained / "last.pt", tmp_path / "a" / "last.pt")
+    with pytest.raises(AssertionError):
+        assert_same_weights(trained / "last.pt", tmp_path / "b" / "last.pt")
+
+
+# ---------------------------------------------------------------------------------------------- stopping and resuming
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_stopped_run_ends_like_one_that_was_not(tiny_settings, script, tmp_path, number, status):
+    """Half the epochs, a signal, the rest: bit for bit the weights of a run without a break."""
+    options = ["--config", tiny_settings, "--epochs", 8, "--accumulate", 2, "--log_every", 1, "--class_weights", "log"]
+    whole = script("train.py", *options, "--run", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    process = start([*options, "--run", tmp_path / "broken"])
+    wait_for(tmp_path / "broken" / "log.jsonl", '"epoch": 4.0', process)
+    # From within an epoch. Only the training process gets it, as from a scheduler.
+    os.kill(process.pid, number)
+    process.communicate(timeout=60)
+    # It may have ended first on a fast machine: then there is nothing to resume, and the comparison still holds.
+    assert process.returncode in (status, 0)
+    assert not list((tmp_path / "broken").glob(".*.tmp")) or number == signal.SIGKILL
+    resumed = script("train.py", "--resume", tmp_path / "broken", "--workers", 2, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_weights(tmp_path / "whole" / "last.pt", tmp_path / "broken" / "last.pt")
+    assert (
+        read_checkpoint(tmp_path / "whole" / "last.pt")["metrics"]
+        == read_checkpoint(tmp_path / "broken" / "last.pt")["metrics"]
+    )
+
+
+def test_resume_with_a_relative_path_goes_on_in_the_same_folder(tiny_settings, script, tmp_path):
+    process = start(["--config", tiny_settings, "--epochs", 30, "--run", tmp_path / "runs" / "x", "--log_every", 1])
+    wait_for(tmp_path / "runs" / "x" / "log.jsonl", '"epoch": 1.0', process)
+    os.kill(process.pid, signal.SIGTERM)
+    assert "go on with" in process.communicate(timeout=60)[0]
+    before = read_checkpoint(tmp_path / "runs/x/last.pt")["training"]["batches"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "--resume", "runs/x/last.pt"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(tmp_path / "runs" / "x" / "log.jsonl", f'"epoch": {before // 3 + 2}.0', process)
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["x"]
+    assert read_checkpoint(tmp_path / "runs/x/last.pt")["training"]["batches"] > before
+
+
+def test_a_complete_run_is_not_trained_again(trained, script):
+    done = script("train.py", "--resume", trained)
+    assert done.returncode == 0 and "is complete" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------- optimisation
+
+
+@pytest.mark.parametrize("options", [
+    ["--precision", "bf16"], ["--precision", "fp16"], ["--optimizer", "sgd", "--ema", 0], ["--freeze_bn"],
+    ["--schedule", "cosine", "--channels_last", "false", "--clip_norm", 0],
+    ["--encoder", "mobilenetv2_paper", "--loss_stride", 4],
+], ids=str)  # fmt: skip
+def test_ways_to_train(tiny_settings, script, tmp_path, options):
+    done = script("train.py", "--config", tiny_settings, "--epochs", 2, "--run", tmp_path / "run", *options)
+    assert done.returncode == 0, done.stderr
+    assert "best segmentation/miou" in done.stdout
+
+
+def test_mixed_precision_predicts_what_full_precision_does(trained):
+    from inference import predict
+
+    network = load_network(trained / "best.pt").to(memory_format=torch.channels_last)
+    image = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
+    full, mixed = predict(network, image), predict(network, image, torch.bfloat16)
+    assert np.abs(mixed["depth"] / full["depth"] - 1).mean() < 0.02, "bf16 has 8 bits: 0.4 % a rounding"
+
+
+def test_the_optimizers_groups_hold_what_the_settings_say(rooms_folder):
+    config = make_config(
+        {"encoder": "resnet18", "lr_encoder": "1e-4", "lr_decoder": "2e-3", "weight_decay": "0.05"}, "test"
+    )
+    network = build_network(config, make_tasks(read_folder(rooms_folder), config))
+    optimizer = train.build_optimizer(network, config)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    seen = 0
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["lr"] == (1e-4 if name.startswith("encoder.") else 2e-3), name
+            assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0), name
+            seen += 1
+    assert seen == len(names)
+
+
+def test_schedules():
+    config = make_config({"warmup_steps": 10, "schedule": "poly"}, "test")
+    factors = [train.rate_factor(config, step, 110) for step in range(110)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1
+    assert factors[60] == pytest.approx(0.5**0.9) and 0 < factors[-1] < 0.02
+    cosine = dataclasses.replace(config, schedule="cosine")
+    assert train.rate_factor(cosine, 60, 110) == pytest.approx(0.5)
+    assert train.rate_factor(dataclasses.replace(config, schedule="constant"), 109, 110) == 1
+
+
+def test_accumulated_batches_give_the_gradient_of_one_large_batch(rooms_folder):
+    """Without batch norm's batch statistics, which differ by nature, two halves equal the whole."""
+    config = make_config({"encoder": "mobilenetv2_100", "decoder_width": 16, "tasks": "normals"}, "test")
+    network = build_network(config, make_tasks(read_folder(rooms_folder), config)).eval()
+    images, target = torch.rand(4, 3, 32, 32), torch.nn.functional.normalize(torch.randn(4, 3, 32, 32), dim=1)
+    gradients = []
+    for parts in (1, 2):
+        network.zero_grad()
+        for image, label in zip(images.chunk(parts), target.chunk(parts), strict=True):
+            (network.tasks["normals"].loss(network(image)["normals"], label) / parts).backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_the_average_follows_the_weights():
+    network = build_network(
+        make_config({"encoder": "mobilenetv2_100", "decoder_width": 8, "tasks": "depth"}, "test"), {}
+    )
+    average = train.Average(network, decay=0.9)
+    parameter = next(network.parameters())
+    expected = parameter.detach().clone()
+    for update in range(1, 30):
+        with torch.no_grad():
+            parameter.add_(1)
+        average.update(network)
+        decay = min(0.9, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * parameter.detach()
+    assert torch.allclose(next(average.network.parameters()), expected, rtol=1e-4)
+
+
+def test_class_weights_count_the_training_masks(rooms_folder, tmp_path):
+    data = read_folder(rooms_folder)
+    tasks = make_tasks(data, Config())
+    frames = Frames(data, read_list(data, "train"), tasks, Config(), train=True)
+    shares = class_frequencies(frames, tasks["segmentation"])
+    counted = np.zeros(40)
+    for line in (rooms_folder / "train.txt").read_text().splitlines():
+        counted += np.bincount(np.asarray(Image.open(rooms_folder / line.split("\t")[1])).ravel(), minlength=256)[:40]
+    assert shares == pytest.approx(counted / counted.sum())
+
+
+# ---------------------------------------------------------------------------------------------- mistakes
+
+
+def test_a_nan_loss_names_task_and_step_and_keeps_the_checkpoint(tiny_settings, script, tmp_path):
+    options = ["--config", tiny_settings, "--log_every", 1]
+    first = script("train.py", *options, "--epochs", 1, "--run", tmp_path / "run")
+    assert first.returncode == 0, first.stderr
+    # A learning rate that explodes. exp overflows, so that depth is the task that fails.
+    exploding = ["--lr_decoder", 1e6, "--clip_norm", 0, "--depth_activation", "exp", "--optimizer", "sgd"]
+    done = script("train.py", *options, "--epochs", 20, "--run", tmp_path / "nan", *exploding)
+    line = only_error_line(done)
+    assert "loss is" in line and "step" in line and ("depth" in line or "segmentation" in line)
+    if (tmp_path / "nan" / "last.pt").exists():
+        assert all(
+            value.isfinite().all() for value in read_checkpoint(tmp_path / "nan" / "last.pt")["network"].values()
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epoch", 3], "did you mean '--epochs'?"),
+        (["--data", "dataset/nowhere"], "Three ways to get one"),
+        (["--encoder", "resnet5"], "did you mean 'resnet50'?"),
+        (["--encoder_weights", "nowhere.pth"], "nowhere.pth: no such file"),
+        (["--tasks", "depht"], "did you mean 'depth'?"),
+        (["--best_metric", "depth/rmes"], "did you mean 'depth/rmse'?"),
+        (["--best_metric", "rmse"], "it takes task/metric"),
+        (["--device", "gpu"], "allowed: auto, cpu, cuda, cuda:N"),
+        (["--resume", "nowhere"], "no such file"),
+        (["--val_split", "vla"], "did you mean 'val'?"),
+        (["--batch_size", 99], "has 12 training frames"),
+        pytest.param(["--device", "cuda"], "torch sees 0 CUDA devices", marks=pytest.mark.skipif(
+            torch.cuda.is_available(), reason="there is a GPU here")),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_mistakes_get_one_line(tiny_settings, script, tmp_path, arguments, message):
+    settings = [] if "--resume" in arguments else ["--config", tiny_settings, "--epochs", 1, "--run", tmp_path / "run"]
+    assert message in only_error_line(script("train.py", *settings, *arguments))
+
+
+def test_an_existing_run_is_not_overwritten(trained, tiny_settings, script):
+    assert "--resume" in only_error_line(script("train.py", "--config", tiny_settings, "--run", trained))
+
+
+def test_settings_that_make_another_training_cannot_change_on_resume(trained, script):
+    assert "--batch_size cannot change" in only_error_line(script("train.py", "--resume", trained, "--batch_size", 2))
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "code", "other", "newer", "classes", "empty"])
+@pytest.mark.parametrize("name", ["evaluate.py", "inference.py"])
+def test_bad_checkpoints_get_one_line(trained, script, tmp_path, kind, name):
+    path, marker = tmp_path / "c.pt", tmp_path / "executed"
+    content = read_checkpoint(trained / "best.pt")
+    if kind == "truncated":
+        whole = (trained / "best.pt").read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "text":
+        path.write_text("weights")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "code":
+
+        class Code:
+            def __reduce__(self):
+                return (os.system, (f"touch {marker}",))
+
+        torch.save({"state_dict": Code()}, path)
+    elif kind == "other":
+        torch.save({"epoch": 3, "weights": {}}, path)
+    elif kind == "newer":
+        torch.save(content | {"version": 99}, path)
+    else:
+        content["tasks"]["segmentation"]["classes"] = ("wall", "floor")
+        torch.save(content, path)
+    others = ["--input", SAMPLE] if name == "inference.py" else []
+    line = only_error_line(script(name, "--checkpoint", path, *others))
+    assert str(path) in line and not marker.exists()
+    expected = {
+        "truncated": "damaged", "text": "damaged", "empty": "damaged", "code": "code", "newer": "version 99",
+        "other": "not a checkpoint of this project", "classes": "shape",
+    }  # fmt: skip
+    assert expected[kind] in line
+
+
+def test_evaluating_on_other_classes_is_refused(trained, rooms_folder, script, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(rooms_folder, folder)
+    values = yaml.safe_load((folder / "dataset.yaml").read_text())
+    values["segmentation"]["classes"] = [f"c{number}" for number in range(40)]
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(values))
+    line = only_error_line(script("evaluate.py", "--checkpoint", trained / "best.pt", "--data", folder))
+    assert "its classes are not those of" in line
+
+
+def test_no_run_yet(script, tmp_path):
+    for name in ("evaluate.py", "inference.py"):
+        arguments = ["--input", SAMPLE] if name == "inference.py" else []
+        assert "train one" in only_error_line(script(name, *arguments, cwd=tmp_path))

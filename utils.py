@@ -1,0 +1,359 @@
+"""What several scripts need: checkpoints, image files, colours, seeds, devices, errors."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+CHECKPOINT_FORMAT = "joint-segmentation-depth"
+CHECKPOINT_VERSION = 1
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs a script. What a user can cause becomes one line, `error: ...`, and exit status 2.
+
+    TRACEBACK=1 in the environment shows where it came from.
+    """
+    try:
+        sys.exit(main() or 0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except torch.OutOfMemoryError:
+        message = "out of GPU memory: lower --batch_size or --crop (then --accumulate keeps the step the same)"
+        _fail(message)
+    except (ValueError, OSError, MemoryError) as problem:
+        _fail(" ".join(str(problem).split()) or type(problem).__name__)
+
+
+def _fail(message: str) -> None:
+    if os.environ.get("TRACEBACK"):
+        raise
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+# ---------------------------------------------------------------------------------------------- machine
+
+
+def pick_device(name: str) -> torch.device:
+    """auto | cpu | cuda | cuda:N -> device. Raises ValueError when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device is {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    return device
+
+
+def machine(device: torch.device) -> str:
+    """The device in words, for the conditions line of a measurement."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """auto | fp32 | bf16 | fp16 -> the dtype to autocast to; float32 = no autocast."""
+    if name == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """The mixed-precision region for `dtype`; does nothing for float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def setup_cpu(threads: int = 0) -> None:
+    """Call once at the start of a script that runs the network on a CPU.
+
+    glibc returns each freed activation map to the kernel and gets zeroed pages for the next one, which costs more
+    than the convolutions: keeping the memory makes a training step here about twice as fast (README, Speed).
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    with contextlib.suppress(OSError, AttributeError):  # not glibc: nothing to do
+        libc = ctypes.CDLL("libc.so.6")
+        m_mmap_max, m_trim_threshold, m_arena_max = -4, -1, -8  # malloc.h
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_arena_max, 1)  # the backward pass runs in a thread of its own
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def git_commit() -> str:
+    """The commit of this code, with '+' when files differ from it; '' outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit, changed = (
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10)
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return commit.stdout.strip() + ("+" if commit.returncode == 0 and changed.stdout.strip() else "")
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it at the end: `path` is written whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files private; give what a plain open() would have given.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) -> None:
+    """image (H, W, 3) uint8, (H, W) uint8 or (H, W) uint16; palette (256, 3) uint8 makes (H, W) uint8 indexed."""
+    picture = Image.fromarray(image)
+    if palette is not None:
+        picture.putpalette(palette.astype(np.uint8).tobytes())
+    with whole_file(path) as temporary:
+        picture.save(temporary, format="png")
+
+
+def open_image(path: Path) -> Image.Image:
+    """The decoded file. Raises FileNotFoundError, or ValueError that says what is wrong with it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns of pictures above 89 megapixels; they are attacks or mistakes for this network.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning)
+            picture = Image.open(path)
+            picture.load()
+    except PermissionError:
+        raise ValueError(f"{path}: not allowed to read it") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not an image that can be read") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels") from None
+    # Pillow's decoders raise whatever their parsing stumbles over; each means that the file is damaged.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as problem:
+        raise ValueError(f"{path}: damaged or truncated image ({problem})") from None
+    return picture
+
+
+def to_rgb(picture: Image.Image, path: Path) -> np.ndarray:
+    """Any Pillow mode -> (H, W, 3) uint8, upright by its EXIF orientation, transparent parts on white."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16 and 32 bits a pixel: Pillow would clip at 255
+        values = np.nan_to_num(np.asarray(picture).astype(np.float64), posinf=0, neginf=0)
+        top = values.max(initial=0)
+        ranges = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
+        full = next((limit for limit in ranges if top <= limit), top)
+        return np.repeat((values.clip(0) / full * 255).round().astype(np.uint8)[..., None], 3, axis=2)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.array(picture.convert("RGB"))
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file -> (H, W, 3) uint8 RGB, see `open_image` and `to_rgb`."""
+    return to_rgb(open_image(path), path)
+
+
+def read_label(path: Path) -> np.ndarray:
+    """A label file as it is stored: (H, W) integers (indices of a palette image), or (H, W, 3)."""
+    return np.array(open_image(path))
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+
+def class_palette(count: int = 256) -> np.ndarray:
+    """(count, 3) uint8 colours by the bit pattern of PASCAL VOC's devkit (VOCcode/VOClabelcolormap.m)."""
+    ids = np.arange(count)
+    palette = np.zeros((count, 3), np.uint8)
+    for shift in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((ids >> channel) & 1) << (7 - shift)).astype(np.uint8)
+        ids = ids >> 3
+    return palette
+
+
+Panel = tuple[str, np.ndarray, list[tuple[str, tuple[int, int, int]]]]  # title, (H, W, 3) uint8, legend
+
+
+def side_by_side(panels: Sequence[Panel]) -> np.ndarray:
+    """Pictures of one size in a row, each with its title and the entries of its legend below it."""
+    height, width = panels[0][1].shape[:2]
+    size = max(10, round(width / 28))
+    font = ImageFont.load_default(size)
+    line, margin = round(1.5 * size), size // 2
+    drawings = []  # per panel: (x, y, text, colour of its box or None)
+    for title, _, legend in panels:
+        x, y = margin, margin // 2
+        drawing = [(x, y, title, None)]
+        x += round(font.getlength(title)) + 2 * size
+        for text, color in legend:
+            needed = round(font.getlength(text)) + 2 * size
+            if x + needed > width:
+                x, y = margin, y + line
+            drawing.append((x, y, text, color))
+            x += needed + margin
+        drawings.append(drawing)
+    strip = max(drawing[-1][1] for drawing in drawings) + line + margin // 2
+    sheet = Image.new("RGB", (width * len(panels), height + strip), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, ((_, picture, _), drawing) in enumerate(zip(panels, drawings, strict=True)):
+        sheet.paste(Image.fromarray(picture), (column * width, 0))
+        for x, y, text, color in drawing:
+            left, top = column * width + x, height + y
+            if color is not None:
+                draw.rectangle((left, top + size // 4, left + size, top + size // 4 + size), fill=color, outline="gray")
+                left += size + margin
+            draw.text((left, top), text, fill="black", font=font)
+    return np.array(sheet)
+
+
+# ---------------------------------------------------------------------------------------------- log
+
+
+class Log:
+    """log.jsonl, TensorBoard, and a progress bar, or lines where nobody watches one."""
+
+    def __init__(self, folder: Path, total: int, first: int) -> None:
+        self.file = (folder / "log.jsonl").open("a")
+        self.board = SummaryWriter(str(folder))
+        self.bar = tqdm(total=total, initial=first, unit="batch", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self.total, self.reports = total, 0
+
+    def _write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def losses(self, step: int, losses: Mapping[str, float], others: Mapping[str, float]) -> None:
+        self._write("train", step, {**losses, **others})
+        shown = {name: f"{value:.3f}" for name, value in losses.items()}
+        shown["images/s"] = f"{others['images_per_s']:.1f}"
+        self.bar.set_postfix(shown)
+        if self.bar.disable and self.reports % 10 == 0:
+            print(
+                f"batch {step}/{self.total}  " + "  ".join(f"{name} {value}" for name, value in shown.items()),
+                flush=True,
+            )
+        self.reports += 1
+
+    def metrics(self, step: int, title: str, metrics: Mapping[str, float], headlines: Sequence[str]) -> None:
+        self._write("val", step, metrics)
+        self.bar.write(f"{title}  " + "  ".join(f"{name} {metrics[name]:.4f}" for name in headlines if name in metrics))
+        sys.stdout.flush()
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """image (H, W, 3) uint8"""
+        self.board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.bar.close()
+        self.board.close()
+        self.file.close()
+
+
+# ---------------------------------------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(path: Path, content: dict[str, object]) -> None:
+    """Writes `content` (plain types and tensors) with our format mark, whole or not at all."""
+    with whole_file(path) as temporary:
+        try:
+            torch.save({"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, **content}, temporary)
+        except RuntimeError as problem:  # torch's archive writer reports a full disk as RuntimeError
+            raise OSError(f"{path}: could not be written, the earlier one stays ({problem})") from None
+
+
+def read_torch_file(path: Path) -> object:
+    """A file of torch.save, on the CPU. Code in it is never run. Raises FileNotFoundError or ValueError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as problem:
+        # torch's words for a file that names functions or classes, which weights never need.
+        if "global" in str(problem).lower():
+            raise ValueError(f"{path}: it holds code or objects besides weights, and is not loaded") from None
+        raise ValueError(f"{path}: not a checkpoint, or damaged") from None
+    except PermissionError:
+        raise ValueError(f"{path}: not allowed to read it") from None
+    # torch's readers raise what their parsing of a damaged archive stumbles over.
+    except (
+        RuntimeError, OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError,
+        AssertionError, OverflowError, zipfile.BadZipFile,
+    ):  # fmt: skip
+        raise ValueError(f"{path}: not a checkpoint, or damaged") from None
+
+
+def read_checkpoint(path: Path) -> dict[str, object]:
+    """What `save_checkpoint` wrote. Raises FileNotFoundError or ValueError."""
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
+        raise ValueError(f"{path}: not a checkpoint of this project")
+    if content.get("version") != CHECKPOINT_VERSION:
+        version = content.get("version")
+        raise ValueError(f"{path}: checkpoint version {version!r}, but this code reads {CHECKPOINT_VERSION}: update it")
+    missing = {"config", "tasks", "network", "metrics", "step"} - content.keys()
+    if missing:
+        raise ValueError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
+    return content
+
+
+def newest_checkpoint(runs: Path = Path("runs")) -> Path:
+    """best.pt of the run that was written last, or its last.pt."""
+    found = sorted(runs.glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(f"no run in {runs}/: train one (python train.py) or give --checkpoint")
+    best = found[-1].with_name("best.pt")
+    return best if best.is_file() else found[-1]
