@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from config import Config, convert, near, read_yaml
-from tasks import TASKS, Task, View, check_keys
+from tasks import TASKS, Task, View, check_keys, resize_image
 from utils import read_image
 
 PADDING_RGB = (124, 116, 104)  # the ImageNet mean: close to zero after normalisation
@@ -105,25 +105,27 @@ def read_list(folder: Folder, split: str) -> list[Frame]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a UTF-8 text file") from None
-    frames = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        cells = [cell.strip() for cell in line.split("\t")]
-        if len(cells) != len(folder.columns):
-            wanted = "<tab>".join(folder.columns)
-            raise ValueError(f"{where}: {len(cells)} columns, but dataset.yaml says {len(folder.columns)}: {wanted}")
-        paths = {column: folder.root / cell for column, cell in zip(folder.columns, cells, strict=True) if cell != "-"}
-        if "image" not in paths:
-            raise ValueError(f"{where}: a frame needs an image, '-' is for labels")
-        for column, file in paths.items():
+    frames = [parse_line(folder, f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    for frame in frames:
+        for column, file in {"image": frame.image, **frame.labels}.items():
             if not file.is_file():
-                raise FileNotFoundError(f"{where}: {column} {file} is missing")
-        frames.append(Frame(paths.pop("image"), paths, where))
+                raise FileNotFoundError(f"{frame.where}: {column} {file} is missing")
     if not frames:
         raise ValueError(f"{path}: no frames (split {split!r})")
     return frames
+
+
+def parse_line(folder: Folder, where: str, line: str) -> Frame:
+    """A line of a list file. Raises ValueError at `where` for too few or too many columns, or no image."""
+    cells = [cell.strip() for cell in line.split("\t")]
+    if len(cells) != len(folder.columns):
+        wanted = "<tab>".join(folder.columns)
+        raise ValueError(f"{where}: {len(cells)} columns, but dataset.yaml says {len(folder.columns)}: {wanted}")
+    if cells[0] == "-":
+        raise ValueError(f"{where}: a frame needs an image, '-' is for labels")
+    image, *labels = (folder.root / cell for cell in cells)
+    named = zip(folder.columns[1:], cells[1:], labels, strict=True)
+    return Frame(image, {column: file for column, cell, file in named if cell != "-"}, where)
 
 
 def make_tasks(folder: Folder, config: Config) -> dict[str, Task]:
@@ -152,35 +154,21 @@ def fitted_size(height: int, width: int, long_side: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """image (H, W, 3) -> (height, width, 3), averaging where it shrinks."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = height * width < image.shape[0] * image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def resizing_view(height: int, width: int, new_height: int, new_width: int) -> View:
-    """The whole frame at another resolution; the scene stays as it is (zoom 1)."""
-    x, y = new_width / width, new_height / height
-    return View(np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]]), new_height, new_width)
-
-
 def random_view(rng: np.random.Generator, height: int, width: int, config: Config) -> View:
     """A mirrored, turned, zoomed crop of a frame (height, width); padded where the zoomed frame is smaller."""
     zoom = float(np.exp(rng.uniform(*np.log(config.zoom))))
     mirror = bool(config.mirror and rng.random() < 0.5)
     angle = float(rng.uniform(-config.rotation, config.rotation))
-    crop_height, crop_width = config.crop
-    # An offset in whole pixels: at zoom 1 the picture is not interpolated. Negative where there is room to spare.
-    left, top = (
+    zoomed = tuple(max(1, round(zoom * side)) for side in fitted_size(height, width, config.long_side))
+    # An offset in whole pixels: the pixels of the zoomed frame are copied. Negative where there is room to spare.
+    top, left = (
         int(rng.integers(min(0, room), max(0, room) + 1))
-        for room in (round(zoom * width) - crop_width, round(zoom * height) - crop_height)
+        for room in (zoomed[0] - config.crop[0], zoomed[1] - config.crop[1])
     )
-    center = np.array([(width - 1) / 2, (height - 1) / 2])
-    turn = cv2.getRotationMatrix2D((0, 0), angle, zoom)[:, :2] @ np.diag([-1.0 if mirror else 1.0, 1.0])
-    shift = zoom * (center + 0.5) - 0.5 - (left, top) - turn @ center
-    return View(np.column_stack([turn, shift]), crop_height, crop_width, zoom, mirror, angle)
+    center = np.array([(zoomed[1] - 1) / 2, (zoomed[0] - 1) / 2])
+    turn = cv2.getRotationMatrix2D((0, 0), angle, 1.0)[:, :2] @ np.diag([-1.0 if mirror else 1.0, 1.0])
+    turn = np.column_stack([turn, center - (left, top) - turn @ center])
+    return View((height, width), zoomed, turn, *config.crop, zoom, mirror, angle)
 
 
 # ---------------------------------------------------------------------------------------------- frames
@@ -208,12 +196,11 @@ class Frames(Dataset):
         return len(self.frames)
 
     def read(self, index: int) -> dict[str, np.ndarray]:
-        """The decoded files of a frame; labels at their own size, in training at the image's."""
+        """The decoded files of a frame, at their own size."""
         frame = self.frames[index]
         image = read_image(frame.image)
         full_size = image.shape[:2]
-        size = fitted_size(*full_size, self.config.long_side)
-        arrays = {"image": resize_image(image, *size)}
+        arrays = {"image": image}
         for name, task in self.tasks.items():
             label = task.no_label(*full_size)
             if name in frame.labels:
@@ -221,8 +208,6 @@ class Frames(Dataset):
                 if label.shape[:2] != full_size:
                     got, wanted = f"{label.shape[1]}x{label.shape[0]}", f"{full_size[1]}x{full_size[0]}"
                     raise ValueError(f"{frame.labels[name]}: {name} is {got}, but its image is {wanted}")
-            if self.train and size != full_size:
-                label = task.view(label, resizing_view(*full_size, *size))
             arrays[name] = label
         return arrays
 
@@ -246,11 +231,13 @@ class Frames(Dataset):
         if self.train:
             rng = np.random.default_rng([self.config.seed, epoch, index])
             view = random_view(rng, *image.shape[:2], self.config)
-            image = view.warp(image, nearest=False, fill=PADDING_RGB)
+            image = view.resample(image, PADDING_RGB)
             if self.config.color:
                 self.color.set_random_seed(int(rng.integers(2**31)))
                 image = self.color(image=image)["image"]
             arrays = {name: task.view(arrays[name], view) for name, task in self.tasks.items()}
+        else:
+            image = resize_image(image, *fitted_size(*image.shape[:2], self.config.long_side))
         tensors = {name: task.to_tensor(arrays[name]) for name, task in self.tasks.items()}
         return {"image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), **tensors}
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import shutil
 import signal
 import subprocess
 import sys
@@ -191,21 +190,26 @@ def write(
         raise ValueError(
             f"{train} + {val} frames of {width} x {height}: at least one frame of at least 16 x 16 is needed"
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output}: exists already and is not an empty folder; remove it or choose another")
-    part = output.with_name(output.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    for kind in KINDS:
-        (part / kind).mkdir(parents=True)
+    from utils import whole_folder  # it imports torch, which the worker processes of this module do without
+
     numbers = range(1, train + val + 1)
-    for _ in tqdm(_save_all(part, width, height, seed, numbers, workers), "rooms", len(numbers)):
-        pass
+    with whole_folder(output) as part:
+        for kind in KINDS:
+            (part / kind).mkdir()
+        for _ in tqdm(_save_all(part, width, height, seed, numbers, workers), "rooms", len(numbers)):
+            pass
+        _describe(part, numbers, train, width, height, seed)
+
+
+def _describe(part: Path, numbers: range, train: int, width: int, height: int, seed: int) -> None:
+    """Writes the list files and dataset.yaml."""
     for name, chosen in (("train", numbers[:train]), ("val", numbers[train:])):
         lines = ["\t".join(f"{kind}/{n:06d}.png" for kind in KINDS) for n in chosen]
         (part / f"{name}.txt").write_text("".join(line + "\n" for line in lines))
     focal, cx, cy = round(518.9 * width / 640, 6), (width - 1) / 2, (height - 1) / 2
     (part / "dataset.yaml").write_text(
-        f"""name: rooms   # python rooms.py --train {train} --val {val} --size {width}x{height} --seed {seed}
+        f"""# python rooms.py --train {train} --val {len(numbers) - train} --size {width}x{height} --seed {seed}
+name: rooms
 splits: {{train: train.txt, val: val.txt}}
 columns: [image, segmentation, depth, normals]
 segmentation: {{classes: nyu40, ignore: 255}}
@@ -213,9 +217,6 @@ depth: {{metres_per_unit: {1 / UNITS_PER_METRE}, max: 10.0}}   # 1/{UNITS_PER_ME
 camera: {{fx: {focal}, fy: {focal}, cx: {cx}, cy: {cy}, width: {width}, height: {height}}}
 """
     )
-    if output.exists():
-        output.rmdir()
-    part.rename(output)
 
 
 def main() -> None:

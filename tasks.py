@@ -42,20 +42,44 @@ CLASS_LISTS = {
 
 @dataclass(frozen=True)
 class View:
-    """A crop of a frame: where its pixels come from, and what that does to the scene."""
+    """A part of a frame as a crop: the frame is brought to a size, then mirrored, turned and shifted."""
 
-    matrix: np.ndarray  # (2, 3) float64, from pixel centres of the frame to pixel centres of the crop
+    frame_size: tuple[int, int]  # height, width of the frame
+    zoomed_size: tuple[int, int]  # the size that it is brought to
+    turn: np.ndarray  # (2, 3) float64, from pixel centres of the zoomed frame to pixel centres of the crop
     height: int
     width: int
-    zoom: float = 1.0
+    zoom: float = 1.0  # by how much it is larger than the network sees frames in evaluation
     mirror: bool = False
     angle: float = 0.0  # degrees by which the picture is turned, as in cv2.getRotationMatrix2D
 
-    def warp(self, image: np.ndarray, nearest: bool, fill: float | tuple[float, ...]) -> np.ndarray:
-        """image (H, W) or (H, W, 3) -> the crop; what lies outside the frame becomes `fill`."""
-        flags = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
-        border = fill if isinstance(fill, tuple) else (fill,) * 4
-        return cv2.warpAffine(image, self.matrix, (self.width, self.height), flags=flags, borderValue=border)
+    @property
+    def matrix(self) -> np.ndarray:
+        """(2, 3), from pixel centres of the frame to pixel centres of the crop."""
+        y, x = (zoomed / frame for zoomed, frame in zip(self.zoomed_size, self.frame_size, strict=True))
+        return self.turn @ np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
+
+    def sample(self, label: np.ndarray, fill: float) -> np.ndarray:
+        """label (H, W) or (H, W, 3) -> the crop, each pixel from the nearest one of the frame; `fill` outside."""
+        size = (self.width, self.height)
+        return cv2.warpAffine(label, self.matrix, size, flags=cv2.INTER_NEAREST, borderValue=(fill,) * 4)
+
+    def resample(self, image: np.ndarray, fill: tuple[float, float, float]) -> np.ndarray:
+        """image (H, W, 3) -> the crop, averaged where it shrinks; `fill` outside.
+
+        Resized like an image in evaluation and then, unless it is turned, copied: were views less sharp than the
+        images of the evaluation, the network would take sharpness for distance.
+        """
+        zoomed = resize_image(image, *self.zoomed_size)
+        return cv2.warpAffine(zoomed, self.turn, (self.width, self.height), flags=cv2.INTER_LINEAR, borderValue=fill)
+
+
+def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """image (H, W, 3) -> (height, width, 3), averaging where it shrinks."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
 def resize_raw(raw: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
@@ -98,7 +122,7 @@ class Task(ABC):
 
     def view(self, label: np.ndarray, view: View) -> np.ndarray:
         """The label as the view's camera sees it; never interpolated."""
-        return view.warp(label, nearest=True, fill=self.fill)
+        return view.sample(label, self.fill)
 
     def to_tensor(self, label: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(label))
@@ -197,7 +221,7 @@ class Segmentation(Task):
                 f"{path}: a mask has one integer a pixel; this file has shape {label.shape}, {label.dtype}"
             )
         ignored = label == section["ignore"]
-        outside = (label >= len(self.classes)) & ~ignored
+        outside = ((label < 0) | (label >= len(self.classes))) & ~ignored
         if outside.any():
             top = len(self.classes) - 1
             raise ValueError(

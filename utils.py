@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,11 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".g
 
 # ---------------------------------------------------------------------------------------------- errors
 
+OUT_OF_MEMORY = (
+    "out of memory: lower --batch_size (--accumulate makes up for it) or --crop in training, the size of the images "
+    "or --scales elsewhere"
+)
+
 
 def run(main: Callable[[], int | None]) -> None:
     """Runs a script. What a user can cause becomes one line, `error: ...`, and exit status 2.
@@ -39,17 +45,25 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(main() or 0)
     except KeyboardInterrupt:
         sys.exit(130)
-    except torch.OutOfMemoryError:
-        message = "out of GPU memory: lower --batch_size or --crop (then --accumulate keeps the step the same)"
-        _fail(message)
-    except (ValueError, OSError, MemoryError) as problem:
-        _fail(" ".join(str(problem).split()) or type(problem).__name__)
+    except (torch.OutOfMemoryError, MemoryError):
+        _fail(OUT_OF_MEMORY)
+    except RuntimeError as problem:
+        if "can't allocate memory" in str(problem) or "not enough memory" in str(problem):
+            _fail(OUT_OF_MEMORY)
+        if "DataLoader worker" not in str(problem):
+            raise
+        _fail("a loader process died, often for lack of memory: lower --workers, or set --cache false")
+    except (ValueError, OSError) as problem:
+        _fail(str(problem) or type(problem).__name__)
 
 
 def _fail(message: str) -> None:
     if os.environ.get("TRACEBACK"):
         raise
-    print(f"error: {message}", file=sys.stderr)
+    if message.startswith("Caught ") and "Traceback" in message:
+        # An error of a loader process comes with its traceback, whose last line is the error.
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -150,6 +164,28 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_existing(output: Path) -> None:
+    """Raises FileExistsError unless `output` is absent or an empty folder."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output}: exists and is not an empty folder; remove it or choose another --output")
+
+
+@contextlib.contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output` that becomes `output` at the end: it appears whole or not at all."""
+    refuse_existing(output)
+    part = output.with_name(output.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if output.exists():
+            output.rmdir()
+        part.rename(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) -> None:
     """image (H, W, 3) uint8, (H, W) uint8 or (H, W) uint16; palette (256, 3) uint8 makes (H, W) uint8 indexed."""
     picture = Image.fromarray(image)
@@ -234,9 +270,9 @@ def side_by_side(panels: Sequence[Panel]) -> np.ndarray:
     for title, _, legend in panels:
         x, y = margin, margin // 2
         drawing = [(x, y, title, None)]
-        x += round(font.getlength(title)) + 2 * size
+        x += round(font.getlength(title)) + size
         for text, color in legend:
-            needed = round(font.getlength(text)) + 2 * size
+            needed = round(font.getlength(text)) + size + margin
             if x + needed > width:
                 x, y = margin, y + line
             drawing.append((x, y, text, color))

@@ -22,10 +22,9 @@ from dataset import (
     random_view,
     read_folder,
     read_list,
-    resizing_view,
     train_loader,
 )  # fmt: skip
-from tasks import NO_CLASS, Depth, Normals, Segmentation, View, unit
+from tasks import NO_CLASS, Depth, Normals, Segmentation, View, resize_image, unit
 
 PLAIN = make_config({"color": 0, "workers": 0, "crop": "64,80", "zoom": "1,1", "mirror": False}, "test")
 SEGMENTATION = Segmentation(classes=tuple("abcdefgh"), colors=((0, 0, 0),) * 8)
@@ -54,7 +53,7 @@ def test_a_marker_moves_alike_in_the_image_and_in_every_label(seed):
     cv2.circle(disc, (x, y), 6, 1, -1)
     image = np.repeat(disc[..., None] * 255, 3, axis=2)
     masks = {
-        "image": view.warp(image, nearest=False, fill=(0.0, 0.0, 0.0))[..., 0] > 127,
+        "image": view.resample(image, (0.0, 0.0, 0.0))[..., 0] > 127,
         "segmentation": SEGMENTATION.view(np.where(disc, 7, 0).astype(np.uint8), view) == 7,
         "depth": Depth().view(np.where(disc, 4.0, 0.0).astype(np.float32), view) > 0,
         "normals": Normals().view(disc[..., None] * np.float32([0, 0, -1]), view).any(2),
@@ -78,7 +77,7 @@ def test_views_reach_mirror_zoom_padding_and_every_corner():
     assert min(view.zoom for view in views) < 0.55 and max(view.zoom for view in views) > 1.9
     covered = np.zeros((60, 70), bool)
     for view in views:
-        ids = view.warp(np.arange(1, 60 * 70 + 1, dtype=np.float32).reshape(60, 70), nearest=True, fill=0)
+        ids = view.sample(np.arange(1, 60 * 70 + 1, dtype=np.float32).reshape(60, 70), fill=0)
         covered.ravel()[ids[ids > 0].astype(int) - 1] = True
         if view.zoom < 50 / 70:
             assert (ids == 0).any(), "a frame smaller than the crop is padded"
@@ -92,7 +91,20 @@ def test_without_zoom_and_rotation_pixels_are_copied_exactly():
     config = dataclasses.replace(PLAIN, crop=(40, 50))
     view = random_view(np.random.default_rng(1), 61, 73, config)
     left, top = (-view.matrix[:, 2]).astype(int)
-    assert np.array_equal(view.warp(image, nearest=False, fill=0.0), image[top : top + 40, left : left + 50])
+    assert np.array_equal(view.resample(image, (0, 0, 0)), image[top : top + 40, left : left + 50])
+
+
+def test_a_view_is_as_sharp_as_an_image_in_evaluation():
+    """With room to zoom in (frames larger than long_side) a view at zoom 1 is a part of what evaluation sees."""
+    image = np.random.default_rng(0).integers(0, 256, (170, 300, 3), np.uint8)
+    config = dataclasses.replace(PLAIN, crop=(40, 50), long_side=120)
+    seen = resize_image(image, *fitted_size(170, 300, 120))
+    view = random_view(np.random.default_rng(3), 170, 300, config)
+    left, top = np.round(-view.turn[:, 2]).astype(int)
+    assert np.array_equal(view.resample(image, (0, 0, 0)), seen[top : top + 40, left : left + 50])
+    zoomed = dataclasses.replace(config, zoom=(2.0, 2.0))
+    detail = random_view(np.random.default_rng(3), 170, 300, zoomed).resample(image, (0, 0, 0))
+    assert detail.std() > 1.5 * seen.std(), "zooming in shows the frame's own detail, not enlarged pixels"
 
 
 def test_labels_are_never_interpolated():
@@ -126,9 +138,10 @@ def test_depth_and_normals_stay_one_surface(mirror, zoom, angle):
     size, focal = 101, 120.0
     depth, normals = slanted_plane(size, size, focal)
     center = (size - 1) / 2
-    turn = cv2.getRotationMatrix2D((0, 0), angle, zoom)[:, :2] @ np.diag([-1.0 if mirror else 1.0, 1.0])
-    shift = np.full(2, center) - turn @ np.full(2, center)  # about the principal point, so that it stays there
-    view = View(np.column_stack([turn, shift]), size, size, zoom, mirror, angle)
+    zoomed = (round(size * zoom),) * 2
+    turn = cv2.getRotationMatrix2D((0, 0), angle, 1.0)[:, :2] @ np.diag([-1.0 if mirror else 1.0, 1.0])
+    shift = np.full(2, center) - turn @ np.full(2, (zoomed[0] - 1) / 2)  # the principal point stays in the middle
+    view = View((size, size), zoomed, np.column_stack([turn, shift]), size, size, zoomed[0] / size, mirror, angle)
     depth, normals = Depth().view(depth, view), Normals().view(normals, view)
     rows, columns = np.nonzero(depth)
     rays = np.stack([(columns - center) / focal, (rows - center) / focal, np.ones(len(rows))], axis=1)
@@ -140,9 +153,11 @@ def test_depth_and_normals_stay_one_surface(mirror, zoom, angle):
     assert mean[2] < 0
 
 
-def test_resizing_is_not_a_zoom():
+def test_bringing_frames_to_the_networks_size_is_not_a_zoom():
+    config = dataclasses.replace(PLAIN, crop=(34, 60), long_side=60)
+    view = random_view(np.random.default_rng(0), 68, 120, config)
+    assert view.zoom == 1 and view.zoomed_size == (34, 60)
     depth = np.full((68, 120), 3.0, np.float32)
-    view = resizing_view(68, 120, 34, 60)
     assert np.array_equal(Depth().view(depth, view), np.full((34, 60), 3.0, np.float32))
 
 

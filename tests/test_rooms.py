@@ -226,7 +226,7 @@ def test_size_changes_the_pixels_only() -> None:
 
 def test_refuses_to_overwrite_and_to_write_nothing(tmp_path: Path) -> None:
     (tmp_path / "kept.txt").write_text("kept")
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(FileExistsError, match="exists and is not an empty"):
         rooms.write(tmp_path, train=1, val=0, width=32, height=24)
     assert (tmp_path / "kept.txt").read_text() == "kept"
     with pytest.raises(ValueError, match="at least one frame"):
@@ -239,7 +239,6 @@ def test_workers_do_not_import_the_script_that_starts_them(tmp_path: Path) -> No
     caller.write_text(
         f"print('imported', flush=True)\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nimport rooms\n"
         "rooms.write('set', train=2, val=0, width=32, height=24, workers=2)\n"
-        "assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, caller], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -258,7 +257,7 @@ def test_what_goes_wrong_in_a_worker_is_raised(tmp_path: Path) -> None:
         (("--size", "3x"), "WIDTHxHEIGHT"),
         (("--trian", "3"), "did you mean '--train'?"),
         (("--train", "many"), "it takes a whole number"),
-        (("--output", "."), "exists already"),
+        (("--output", "."), "exists and is not an empty"),
     ],
 )
 def test_mistakes_on_the_command_line(script: Script, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

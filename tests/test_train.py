@@ -20,6 +20,7 @@ from conftest import ROOT, only_error_line
 from PIL import Image
 
 import train
+import utils
 from config import Config, make_config, read_yaml
 from dataset import Frames, class_frequencies, make_tasks, read_folder, read_list
 from model import build_network, load_network
@@ -313,6 +314,44 @@ def test_a_nan_loss_names_task_and_step_and_keeps_the_checkpoint(tiny_settings, 
 def test_mistakes_get_one_line(tiny_settings, script, tmp_path, arguments, message):
     settings = [] if "--resume" in arguments else ["--config", tiny_settings, "--epochs", 1, "--run", tmp_path / "run"]
     assert message in only_error_line(script("train.py", *settings, *arguments))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("cache", ["true", "false"])
+def test_a_wrong_label_gets_one_line_wherever_it_is_read(rooms_folder, tiny_settings, script, tmp_path, workers, cache):
+    folder = tmp_path / "rooms"
+    shutil.copytree(rooms_folder, folder)
+    mask = folder / (folder / "train.txt").read_text().splitlines()[5].split("\t")[1]
+    Image.fromarray(np.full((72, 96), 40, np.uint8)).save(mask)
+    options = ["--data", folder, "--run", tmp_path / "run", "--workers", workers, "--cache", cache]
+    line = only_error_line(script("train.py", "--config", tiny_settings, *options))
+    assert line == f"error: {mask}: class id 40; allowed: 0..39 and 255 (no label)"
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(problem, capsys):
+    def main():
+        raise problem
+
+    with pytest.raises(SystemExit) as caught:
+        utils.run(main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: out of memory: lower --batch_size")
+
+
+def test_bugs_keep_their_traceback():
+    def main():
+        raise RuntimeError("a bug of ours")
+
+    with pytest.raises(RuntimeError):
+        utils.run(main)
 
 
 def test_an_existing_run_is_not_overwritten(trained, tiny_settings, script):
