@@ -95,7 +95,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     best: ClassVar[str]  # the metric that decides
-    higher_is_better: ClassVar[frozenset[str]]
+    directions: ClassVar[Mapping[str, int]]  # metric -> 1: higher is better, -1: lower is better
     fill: ClassVar[float] = 0.0  # "no label" in a label
 
     interpolation: str = "bilinear"  # how raw output is brought to full size
@@ -179,7 +179,7 @@ class Segmentation(Task):
 
     name = "segmentation"
     best = "miou"
-    higher_is_better = frozenset(["miou", "pixel_accuracy", "class_accuracy", "iou"])
+    directions: ClassVar = {"miou": 1, "pixel_accuracy": 1, "class_accuracy": 1, "iou": 1}
     fill = NO_CLASS
 
     classes: tuple[str, ...] = ()
@@ -277,7 +277,10 @@ class Depth(Task):
 
     name = "depth"
     best = "rmse"
-    higher_is_better = frozenset(["delta1", "delta2", "delta3"])
+    directions: ClassVar = {
+        "rmse": -1, "rmse_log": -1, "abs_rel": -1, "sq_rel": -1, "log10": -1, "silog": -1,
+        "delta1": 1, "delta2": 1, "delta3": 1,
+    }  # fmt: skip
 
     max_m: float = 10.0  # labels beyond it do not count; pictures end there
     activation: str = "softplus"
@@ -358,7 +361,7 @@ class Normals(Task):
 
     name = "normals"
     best = "mean"
-    higher_is_better = frozenset(["within_11.25", "within_22.5", "within_30"])
+    directions: ClassVar = {"mean": -1, "median": -1, "within_11.25": 1, "within_22.5": 1, "within_30": 1}
 
     @classmethod
     def read_section(cls, section: Mapping[str, object], where: str) -> dict[str, object]:

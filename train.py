@@ -272,7 +272,7 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
     train_frames, val_frames = load_data(config, resume)
     tasks = val_frames.tasks
     best_name = config.best_metric or next(f"{name}/{task.best}" for name, task in tasks.items())
-    sign = 1 if is_higher_better(best_name, tasks) else -1
+    sign = direction(best_name, tasks)
     first_batch = resume["training"]["batches"] if resume else 0
     loader = train_loader(train_frames, config, first_batch, pin=device.type == "cuda")
     val_loader = eval_loader(val_frames, config, pin=device.type == "cuda")
@@ -337,10 +337,7 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
             began = time.monotonic()
             training.metrics = evaluate(training.evaluated, val_loader, device, precision)
             if best_name not in training.metrics:
-                known = ", ".join(training.metrics)
-                raise ValueError(
-                    f"best_metric: no {best_name!r} among the results{near(best_name, training.metrics)}: {known}"
-                )
+                raise ValueError(f"best_metric: the split {config.val_split!r} has no labels for {best_name!r}")
             is_best = training.best is None or sign * training.metrics[best_name] > sign * training.best
             log.metrics(done, f"epoch {epoch}/{config.epochs}{' (best)' if is_best else ''}", training.metrics,
                         [f"{name}/{task.best}" for name, task in tasks.items()])  # fmt: skip
@@ -363,13 +360,14 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
     print(f"best {best_name} {training.best:.4f}, in {folder / 'best.pt'}")
 
 
-def is_higher_better(metric: str, tasks: Mapping[str, Task]) -> bool:
-    """Raises ValueError when `metric` is not "task/name" of one of the tasks."""
+def direction(metric: str, tasks: Mapping[str, Task]) -> int:
+    """1 when a higher value of "task/metric" is better, -1 when a lower one is. Raises ValueError for others."""
+    known = {f"{name}/{key}": sign for name, task in tasks.items() for key, sign in task.directions.items()}
     task, _, name = metric.partition("/")
-    if task not in tasks or not name:
-        examples = ", ".join(f"{name}/{task.best}" for name, task in tasks.items())
-        raise ValueError(f"best_metric is {metric!r}; it takes task/metric, e.g. {examples}")
-    return name.partition("/")[0] in tasks[task].higher_is_better
+    stem = f"{task}/{name.partition('/')[0]}"  # segmentation/iou/chair is of the kind segmentation/iou
+    if stem not in known:
+        raise ValueError(f"best_metric is {metric!r}{near(metric, known)}; allowed: {', '.join(known)}")
+    return known[stem]
 
 
 class StopRequest:

@@ -10,6 +10,13 @@ def test_the_table_of_networks(script):
     assert "160x120" in done.stdout and "torch" in done.stdout
 
 
+def test_training_steps(script):
+    options = ["--encoders", "mobilenetv2_100", "--size", "64x48", "--repeats", 1, "--batch_size", 2, "--device", "cpu"]
+    done = script("benchmark.py", "--train", *options)
+    assert done.returncode == 0, done.stderr
+    assert "| `mobilenetv2_100` | returned |" in done.stdout and "| `mobilenetv2_100` | kept |" in done.stdout
+
+
 def test_mistakes_get_one_line(script):
     assert "did you mean 'resnet18'?" in only_error_line(script("benchmark.py", "--encoders", "resnet1"))
     assert "size" in only_error_line(script("benchmark.py", "--size", "640"))
