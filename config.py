@@ -21,17 +21,20 @@ import yaml
 
 @dataclass(frozen=True)
 class Config:
+    # The defaults are those of the demo: small frames of generated rooms, minutes on a laptop. For real data start
+    # from a file in configs/, or set at least long_side, crop, encoder_weights and epochs.
+
     # Data. dataset/README.md describes the folder; the default one is generated when it is missing.
     data: str = "dataset/rooms"
     train_split: str = "train"
     val_split: str = "val"
-    long_side: int = 0  # resize frames until their longer side has this many pixels; 0 = as they are
+    long_side: int = 192  # the network sees frames with this many pixels on their longer side; 0 = as they are
     cache: bool = True  # keep the decoded training frames in memory
     workers: int = 2  # loader processes; 0 = load in the training process
 
     # Augmentation of the training frames. Image and labels move together.
-    crop: tuple[int, int] = (192, 256)  # height, width
-    zoom: tuple[float, float] = (0.8, 1.5)  # depth is divided by it
+    crop: tuple[int, int] = (144, 176)  # height, width
+    zoom: tuple[float, float] = (0.9, 1.4)  # depth is divided by it
     mirror: bool = True
     rotation: float = 0.0  # degrees, drawn from -rotation .. rotation
     color: float = 0.5  # strength of brightness, contrast, saturation and hue changes; 0 = none
@@ -39,7 +42,7 @@ class Config:
     # Tasks. One head each; a task without a weight here weighs 1.
     tasks: tuple[str, ...] = ("segmentation", "depth")
     loss_weights: dict[str, float] = field(default_factory=lambda: {"segmentation": 1.0, "depth": 1.0})
-    class_weights: str = "none"  # none | log: 1 / ln(1.02 + frequency), ENet (arXiv 1606.02147, section 5.2)
+    class_weights: str = "log"  # none | log: 1 / ln(1.02 + frequency), ENet (arXiv 1606.02147, section 5.2)
     depth_activation: str = "softplus"  # softplus | exp | abs: from the head's raw output to metres
     loss_stride: int = 2  # compute the losses at every n-th pixel of each axis: 1, 2 or 4
 
@@ -50,8 +53,8 @@ class Config:
     crp_stages: int = 4  # chained residual pooling
 
     # Optimisation
-    epochs: int = 24
-    batch_size: int = 8
+    epochs: int = 20
+    batch_size: int = 4
     accumulate: int = 1  # batches whose gradients are added up for one optimizer step
     optimizer: str = "adamw"  # adamw | sgd
     lr_encoder: float = 1e-3

@@ -66,7 +66,7 @@ def evaluate(
     was_training = network.training
     network.eval()
     metrics = {name: task.metrics(protocol) for name, task in network.tasks.items()}
-    for batches in tqdm(loader, desc="evaluate", disable=not progress, leave=False):
+    for batches in tqdm(loader, desc="evaluate", disable=None if progress else True, leave=False):
         for batch in batches:
             images = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last)
             targets = {name: batch[name].to(device, non_blocking=True) for name in metrics}
