@@ -64,8 +64,9 @@ def tiny_settings(rooms_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A configuration file with which a training takes seconds."""
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     settings = {
-        "data": str(rooms_folder), "crop": [64, 64], "encoder": "mobilenetv2_100", "decoder_width": 16, "crp_stages": 1,
-        "batch_size": 4, "epochs": 4, "eval_every": 2, "warmup_steps": 2, "workers": 0, "device": "cpu", "threads": 1,
+        "data": str(rooms_folder), "long_side": 0, "crop": [64, 64], "encoder": "mobilenetv2_100",
+        "decoder_width": 16, "crp_stages": 1, "class_weights": "none", "batch_size": 4, "epochs": 4, "eval_every": 2,
+        "warmup_steps": 2, "workers": 0, "device": "cpu", "threads": 1,
     }  # fmt: skip
     path.write_text(yaml.safe_dump(settings))
     return path

@@ -26,7 +26,7 @@ from dataset import (
 )  # fmt: skip
 from tasks import NO_CLASS, Depth, Normals, Segmentation, View, resize_image, unit
 
-PLAIN = make_config({"color": 0, "workers": 0, "crop": "64,80", "zoom": "1,1", "mirror": False}, "test")
+PLAIN = make_config({"long_side": 0, "color": 0, "workers": 0, "crop": "64,80", "zoom": "1,1", "mirror": False}, "test")
 SEGMENTATION = Segmentation(classes=tuple("abcdefgh"), colors=((0, 0, 0),) * 8)
 
 
@@ -46,7 +46,7 @@ def test_a_marker_moves_alike_in_the_image_and_in_every_label(seed):
     """A bright blob at a random place of an odd-sized frame, through mirror, zoom, rotation, crop and padding."""
     rng = np.random.default_rng(seed)
     height, width = int(rng.integers(61, 140)), int(rng.integers(61, 140))
-    config = make_config({"crop": "97,83", "zoom": "0.6,2", "rotation": 20}, "test")
+    config = make_config({"long_side": 0, "crop": "97,83", "zoom": "0.6,2", "rotation": 20}, "test")
     view = random_view(rng, height, width, config)
     x, y = int(rng.integers(8, width - 8)), int(rng.integers(8, height - 8))
     disc = np.zeros((height, width), np.uint8)
@@ -71,7 +71,7 @@ def test_a_marker_moves_alike_in_the_image_and_in_every_label(seed):
 
 
 def test_views_reach_mirror_zoom_padding_and_every_corner():
-    config = make_config({"crop": "50,50", "zoom": "0.5,2"}, "test")
+    config = make_config({"long_side": 0, "crop": "50,50", "zoom": "0.5,2"}, "test")
     views = [random_view(np.random.default_rng(seed), 60, 70, config) for seed in range(300)]
     assert {view.mirror for view in views} == {True, False}
     assert min(view.zoom for view in views) < 0.55 and max(view.zoom for view in views) > 1.9
@@ -111,7 +111,7 @@ def test_labels_are_never_interpolated():
     rng = np.random.default_rng(2)
     ids = rng.choice(np.uint8([0, 3, 7, NO_CLASS]), (66, 90))
     depth = rng.choice(np.float32([0, 1.5, 4.0]), (66, 90))
-    config = make_config({"crop": "64,64", "zoom": "0.7,1.9", "rotation": 15}, "test")
+    config = make_config({"long_side": 0, "crop": "64,64", "zoom": "0.7,1.9", "rotation": 15}, "test")
     for seed in range(20):
         view = random_view(np.random.default_rng(seed), 66, 90, config)
         assert set(np.unique(SEGMENTATION.view(ids, view))) <= {0, 3, 7, NO_CLASS}
