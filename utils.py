@@ -195,8 +195,9 @@ def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) 
         picture.save(temporary, format="png")
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: str | Path) -> Image.Image:
     """The decoded file. Raises FileNotFoundError, or ValueError that says what is wrong with it."""
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -218,7 +219,7 @@ def open_image(path: Path) -> Image.Image:
     return picture
 
 
-def to_rgb(picture: Image.Image, path: Path) -> np.ndarray:
+def to_rgb(picture: Image.Image) -> np.ndarray:
     """Any Pillow mode -> (H, W, 3) uint8, upright by its EXIF orientation, transparent parts on white."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 and 32 bits a pixel: Pillow would clip at 255
@@ -233,9 +234,9 @@ def to_rgb(picture: Image.Image, path: Path) -> np.ndarray:
     return np.array(picture.convert("RGB"))
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: str | Path) -> np.ndarray:
     """An image file -> (H, W, 3) uint8 RGB, see `open_image` and `to_rgb`."""
-    return to_rgb(open_image(path), path)
+    return to_rgb(open_image(path))
 
 
 def read_label(path: Path) -> np.ndarray:

@@ -22,6 +22,12 @@ def network(trained):
     return load_network(trained / "best.pt").to(memory_format=torch.channels_last)
 
 
+def test_the_readmes_program(trained, rooms_folder):
+    network = load_network(str(trained / "best.pt"))
+    result = predict(network, read_image(str(rooms_folder / "rgb" / "000001.png")))
+    assert result["segmentation"].shape == result["depth"].shape == (72, 96)
+
+
 @pytest.mark.parametrize("size", [(48, 64), (61, 47), (33, 200), (1, 1), (1, 300)])
 def test_predictions_have_the_size_and_units_that_they_promise(network, size):
     result = predict(network, np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
