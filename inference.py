@@ -87,6 +87,8 @@ def find_images(source: Path, output: Path) -> list[Path]:
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
     inside_output = output.resolve()
+    if inside_output in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"--output {output} holds the input {source}: results and images would mix; choose another")
     found = [
         path
         for path in sorted(source.rglob("*"))

@@ -129,8 +129,7 @@ def validation_picture(network: Network, frames: Frames, index: int, device: tor
     prediction = predict_batch(network, sample["image"][None].to(device), dict.fromkeys(network.tasks, size))
     panels = [("image", sample["image"].permute(1, 2, 0).numpy(), [])]
     for name, task in network.tasks.items():
-        shown = prediction[name][0].float().cpu().numpy()
-        shown = shown.astype(np.uint8) if prediction[name].dtype == torch.uint8 else shown
+        shown = prediction[name][0].cpu().numpy()
         label = sample[name].numpy()
         picture = task.draw(label)
         rows = np.linspace(0, picture.shape[0] - 1, size[0]).round().astype(int)

@@ -164,6 +164,9 @@ def test_stems_never_collide():
 
 def test_nothing_to_predict_is_an_error(trained, script, tmp_path):
     (tmp_path / "empty").mkdir()
+    assert "choose another" in only_error_line(
+        script("inference.py", "--checkpoint", trained / "best.pt", "--input", tmp_path, "--output", tmp_path)
+    )
     for source, message in ((tmp_path / "empty", "no image in it"), (tmp_path / "nowhere", "no such file or folder")):
         line = only_error_line(script("inference.py", "--checkpoint", trained / "best.pt", "--input", source))
         assert message in line and str(source) in line
