@@ -352,6 +352,8 @@ def save_checkpoint(path: Path, content: dict[str, object]) -> None:
 
 def read_torch_file(path: Path) -> object:
     """A file of torch.save, on the CPU. Code in it is never run. Raises FileNotFoundError or ValueError."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file in it, such as {path / 'best.pt'}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:

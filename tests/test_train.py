@@ -398,6 +398,11 @@ def test_bad_checkpoints_get_one_line(trained, script, tmp_path, kind, name):
     assert expected[kind] in line
 
 
+def test_a_run_folder_is_not_a_checkpoint(trained, script):
+    line = only_error_line(script("inference.py", "--checkpoint", trained, "--input", SAMPLE))
+    assert f"is a folder; give a file in it, such as {trained / 'best.pt'}" in line
+
+
 def test_evaluating_on_other_classes_is_refused(trained, rooms_folder, script, tmp_path):
     folder = tmp_path / "other"
     shutil.copytree(rooms_folder, folder)
