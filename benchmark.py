@@ -16,8 +16,8 @@ import torch
 
 from config import Config, Parser, convert
 from model import Network, build_network, count_cost
+from optimize import Training
 from tasks import Depth, Segmentation, Task
-from train import Training
 from utils import class_palette, machine, pick_device, pick_precision, run, setup_cpu
 
 ENCODERS = "mobilenetv2_paper,mobilenetv2_100,tf_efficientnet_lite0,resnet18,resnet34,resnet50,resnet101,resnet152"

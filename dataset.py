@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from config import Config, convert, near, read_yaml
-from tasks import TASKS, Task, View, check_keys, resize_image
+from geometry import fitted_size, random_view, resize_image
+from tasks import TASKS, Task, check_keys
 from utils import read_image
 
 PADDING_RGB = (124, 116, 104)  # the ImageNet mean: close to zero after normalisation
@@ -141,34 +142,6 @@ def make_tasks(folder: Folder, config: Config) -> dict[str, Task]:
         if name not in TASKS:
             raise ValueError(f"loss_weights: unknown task {name!r}{near(name, TASKS)}; allowed: {', '.join(TASKS)}")
     return tasks
-
-
-# ---------------------------------------------------------------------------------------------- geometry
-
-
-def fitted_size(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """(height, width) of a frame whose longer side becomes `long_side`; 0 leaves it."""
-    if not long_side:
-        return height, width
-    scale = long_side / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def random_view(rng: np.random.Generator, height: int, width: int, config: Config) -> View:
-    """A mirrored, turned, zoomed crop of a frame (height, width); padded where the zoomed frame is smaller."""
-    zoom = float(np.exp(rng.uniform(*np.log(config.zoom))))
-    mirror = bool(config.mirror and rng.random() < 0.5)
-    angle = float(rng.uniform(-config.rotation, config.rotation))
-    zoomed = tuple(max(1, round(zoom * side)) for side in fitted_size(height, width, config.long_side))
-    # An offset in whole pixels: the pixels of the zoomed frame are copied. Negative where there is room to spare.
-    top, left = (
-        int(rng.integers(min(0, room), max(0, room) + 1))
-        for room in (zoomed[0] - config.crop[0], zoomed[1] - config.crop[1])
-    )
-    center = np.array([(zoomed[1] - 1) / 2, (zoomed[0] - 1) / 2])
-    turn = cv2.getRotationMatrix2D((0, 0), angle, 1.0)[:, :2] @ np.diag([-1.0 if mirror else 1.0, 1.0])
-    turn = np.column_stack([turn, center - (left, top) - turn @ center])
-    return View((height, width), zoomed, turn, *config.crop, zoom, mirror, angle)
 
 
 # ---------------------------------------------------------------------------------------------- frames

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from config import Parser, convert, make_config
 from dataset import Folder, Frames, eval_loader, read_folder, read_list
+from geometry import resize_raw
 from metrics import Protocol
 from model import Network, load_network
-from tasks import TASKS, Task, resize_raw
+from tasks import TASKS, Task
 from utils import autocast, newest_checkpoint, pick_device, pick_precision, run, setup_cpu, whole_file
 
 

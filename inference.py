@@ -23,10 +23,10 @@ import torch
 from tqdm import tqdm
 
 from config import Parser, convert
-from dataset import fitted_size
 from evaluate import predict_batch
+from geometry import fitted_size, resize_image
 from model import Network, load_network
-from tasks import Task, resize_image
+from tasks import Task
 from utils import (
     IMAGE_SUFFIXES,
     autocast,

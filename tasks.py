@@ -22,6 +22,7 @@ from torch import Tensor
 
 import loss
 from config import Config, convert, near
+from geometry import View, resize_raw
 from metrics import DepthMetrics, NormalMetrics, Protocol, SegmentationMetrics
 from utils import class_palette, read_label, write_png
 
@@ -38,55 +39,6 @@ CLASS_LISTS = {
         ).split()
     )
 }
-
-
-@dataclass(frozen=True)
-class View:
-    """A part of a frame as a crop: the frame is brought to a size, then mirrored, turned and shifted."""
-
-    frame_size: tuple[int, int]  # height, width of the frame
-    zoomed_size: tuple[int, int]  # the size that it is brought to
-    turn: np.ndarray  # (2, 3) float64, from pixel centres of the zoomed frame to pixel centres of the crop
-    height: int
-    width: int
-    zoom: float = 1.0  # by how much it is larger than the network sees frames in evaluation
-    mirror: bool = False
-    angle: float = 0.0  # degrees by which the picture is turned, as in cv2.getRotationMatrix2D
-
-    @property
-    def matrix(self) -> np.ndarray:
-        """(2, 3), from pixel centres of the frame to pixel centres of the crop."""
-        y, x = (zoomed / frame for zoomed, frame in zip(self.zoomed_size, self.frame_size, strict=True))
-        return self.turn @ np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
-
-    def sample(self, label: np.ndarray, fill: float) -> np.ndarray:
-        """label (H, W) or (H, W, 3) -> the crop, each pixel from the nearest one of the frame; `fill` outside."""
-        size = (self.width, self.height)
-        return cv2.warpAffine(label, self.matrix, size, flags=cv2.INTER_NEAREST, borderValue=(fill,) * 4)
-
-    def resample(self, image: np.ndarray, fill: tuple[float, float, float]) -> np.ndarray:
-        """image (H, W, 3) -> the crop, averaged where it shrinks; `fill` outside.
-
-        Resized like an image in evaluation and then, unless it is turned, copied: were views less sharp than the
-        images of the evaluation, the network would take sharpness for distance.
-        """
-        zoomed = resize_image(image, *self.zoomed_size)
-        return cv2.warpAffine(zoomed, self.turn, (self.width, self.height), flags=cv2.INTER_LINEAR, borderValue=fill)
-
-
-def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """image (H, W, 3) -> (height, width, 3), averaging where it shrinks."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = height * width < image.shape[0] * image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-
-
-def resize_raw(raw: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
-    """raw (B, C, h, w) -> (B, C, *size) in fp32."""
-    if raw.shape[-2:] == size:
-        return raw.float()
-    return F.interpolate(raw.float(), size=size, mode=mode, align_corners=False)
 
 
 @dataclass(frozen=True)

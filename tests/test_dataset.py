@@ -17,14 +17,13 @@ from dataset import (
     EpochSampler,
     Frames,
     eval_loader,
-    fitted_size,
     make_tasks,
-    random_view,
     read_folder,
     read_list,
     train_loader,
 )  # fmt: skip
-from tasks import NO_CLASS, Depth, Normals, Segmentation, View, resize_image, unit
+from geometry import View, fitted_size, random_view, resize_image
+from tasks import NO_CLASS, Depth, Normals, Segmentation, unit
 
 PLAIN = make_config({"long_side": 0, "color": 0, "workers": 0, "crop": "64,80", "zoom": "1,1", "mirror": False}, "test")
 SEGMENTATION = Segmentation(classes=tuple("abcdefgh"), colors=((0, 0, 0),) * 8)

@@ -8,8 +8,8 @@ import torch
 from conftest import ROOT, only_error_line
 from PIL import Image
 
-from dataset import fitted_size
 from evaluate import predict_batch
+from geometry import fitted_size
 from inference import find_images, output_stems, predict
 from model import load_network
 from utils import read_image, side_by_side

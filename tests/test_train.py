@@ -19,7 +19,7 @@ import yaml
 from conftest import ROOT, only_error_line
 from PIL import Image
 
-import train
+import optimize
 import utils
 from config import Config, make_config, read_yaml
 from dataset import Frames, class_frequencies, make_tasks, read_folder, read_list
@@ -211,7 +211,7 @@ def test_the_optimizers_groups_hold_what_the_settings_say(rooms_folder):
         {"encoder": "resnet18", "lr_encoder": "1e-4", "lr_decoder": "2e-3", "weight_decay": "0.05"}, "test"
     )
     network = build_network(config, make_tasks(read_folder(rooms_folder), config))
-    optimizer = train.build_optimizer(network, config)
+    optimizer = optimize.build_optimizer(network, config)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     seen = 0
     for group in optimizer.param_groups:
@@ -225,12 +225,12 @@ def test_the_optimizers_groups_hold_what_the_settings_say(rooms_folder):
 
 def test_schedules():
     config = make_config({"warmup_steps": 10, "schedule": "poly"}, "test")
-    factors = [train.rate_factor(config, step, 110) for step in range(110)]
+    factors = [optimize.rate_factor(config, step, 110) for step in range(110)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1
     assert factors[60] == pytest.approx(0.5**0.9) and 0 < factors[-1] < 0.02
     cosine = dataclasses.replace(config, schedule="cosine")
-    assert train.rate_factor(cosine, 60, 110) == pytest.approx(0.5)
-    assert train.rate_factor(dataclasses.replace(config, schedule="constant"), 109, 110) == 1
+    assert optimize.rate_factor(cosine, 60, 110) == pytest.approx(0.5)
+    assert optimize.rate_factor(dataclasses.replace(config, schedule="constant"), 109, 110) == 1
 
 
 def test_accumulated_batches_give_the_gradient_of_one_large_batch(rooms_folder):
@@ -251,7 +251,7 @@ def test_the_average_follows_the_weights():
     network = build_network(
         make_config({"encoder": "mobilenetv2_100", "decoder_width": 8, "tasks": "depth"}, "test"), {}
     )
-    average = train.Average(network, decay=0.9)
+    average = optimize.Average(network, decay=0.9)
     parameter = next(network.parameters())
     expected = parameter.detach().clone()
     for update in range(1, 30):
