@@ -23,7 +23,7 @@ $(VENV)/installed: requirements.txt
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements.txt requirements-dev.txt requirements-prepare.txt
+$(VENV)/installed-dev: $(wildcard requirements*.txt)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@

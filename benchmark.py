@@ -55,12 +55,13 @@ def training_row(training: Training, height: int, width: int, repeats: int) -> s
         "image": torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8),
         "segmentation": torch.randint(0, training.network.tasks["segmentation"].channels, (batch, height, width)),
         "depth": 10 * torch.rand(batch, height, width),
+        "domain": torch.zeros(batch, dtype=torch.long),
+        "weight": torch.ones(batch, 2),
     }
     training.network.train()
 
     def step() -> None:
-        training.backward(samples)
-        training.update()
+        training.take_step([samples])
 
     times = times_ms(step, training.device, repeats)
     return f"{spread(times)} | {1000 * batch / statistics.median(times):.1f}"
@@ -113,9 +114,11 @@ def main() -> None:
             setup_cpu()
         for encoder in encoders:
             config = Config(encoder=encoder, encoder_weights="none", batch_size=batch)
-            network = build_network(config, tasks).to(device, memory_format=torch.channels_last)
+            network = build_network(config, tasks, {"synthetic": tasks}).to(device, memory_format=torch.channels_last)
             if arguments.train:
-                row = training_row(Training(network, config, device, precision, batches=100), height, width, repeats)
+                row = training_row(
+                    Training(network, config, device, precision, total_steps=100), height, width, repeats
+                )
                 print(f"| `{encoder}` | {memory} | {row} |", flush=True)
             else:
                 print(f"| `{encoder}` | {inference_row(network, height, width, device, repeats)} |", flush=True)

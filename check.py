@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import Config, near
-from dataset import Folder, Frame, make_tasks, parse_line, read_folder
+from folders import Folder, Frame, make_tasks, parse_line, read_folder
 from tasks import NO_CLASS, Task
 from utils import read_image, read_label, side_by_side, write_png
 
@@ -318,7 +318,7 @@ def check_folder(path: Path, split: str | None = None, picture: Path | None = No
         hint = near(split, folder.splits)
         raise ValueError(f"--split: {path} has no split {split!r}{hint}; it has: {', '.join(folder.splits)}")
     names = tuple(folder.sections)
-    tasks = make_tasks(folder, Config(tasks=names))
+    tasks = make_tasks(folder, Config(tasks=names)) if names else {}
     surveys = {name: SURVEYS.get(name, Survey)(tasks[name], folder.sections[name]) for name in names}
     found: dict[str, list[Findings]] = {}
     faults: list[Fault] = []

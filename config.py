@@ -24,8 +24,12 @@ class Config:
     # The defaults are those of the demo: small frames of generated rooms, minutes on a laptop. For real data start
     # from a file in configs/, or set at least long_side, crop, encoder_weights and epochs.
 
-    # Data. dataset/README.md describes the folder; the default one is generated when it is missing.
-    data: str = "dataset/rooms"
+    # Data: folders (dataset/README.md describes them), each with its share of the training frames, whatever its
+    # size: {dataset/camvid: 2, dataset/nyud: 1}, or a list for equal shares. The default one is generated when missing.
+    data: dict[str, float] = field(default_factory=lambda: {"dataset/rooms": 1.0})
+    merge_classes: bool = False  # classes of one name in several data sets are one class
+    teacher_labels: str = ""  # folder of teach.py's labels in each data set, for frames that lack one; "" = none
+    teacher_weight: float = 0.5  # of a frame with a teacher's label; one with a human's weighs 1
     train_split: str = "train"
     val_split: str = "val"
     long_side: int = 192  # the network sees frames with this many pixels on their longer side; 0 = as they are
@@ -42,20 +46,24 @@ class Config:
     # Tasks. One head each; a task without a weight here weighs 1.
     tasks: tuple[str, ...] = ("segmentation", "depth")
     loss_weights: dict[str, float] = field(default_factory=lambda: {"segmentation": 1.0, "depth": 1.0})
+    task_weighting: str = "fixed"  # fixed | uncertainty | dwa | upgrad, see weighting.py
+    segmentation_loss: str = "cross_entropy"  # cross_entropy | dice | cross_entropy+dice
     class_weights: str = "log"  # none | log: 1 / ln(1.02 + frequency), ENet (arXiv 1606.02147, section 5.2)
     depth_activation: str = "softplus"  # softplus | exp | abs: from the head's raw output to metres
     loss_stride: int = 2  # compute the losses at every n-th pixel of each axis: 1, 2 or 4
 
     # Network
-    encoder: str = "resnet18"  # mobilenetv2_paper, or any timm model with features at strides 4 to 32
+    encoder: str = "resnet18"  # mobilenetv2_paper, any timm model with features at strides 4 to 32, unet, unet_512
     encoder_weights: str = "none"  # imagenet (timm downloads them) | none | a .pth or .safetensors file
-    decoder_width: int = 256
-    crp_stages: int = 4  # chained residual pooling
+    decoder: str = "refinenet"  # refinenet: light-weight, of the paper | unet
+    decoder_width: int = 256  # refinenet only
+    crp_stages: int = 4  # chained residual pooling, refinenet only
+    unet_upsampling: str = "bilinear"  # transposed (as with the encoder unet) | bilinear (unet_512); unet only
 
     # Optimisation
     epochs: int = 20
     batch_size: int = 4
-    accumulate: int = 1  # batches whose gradients are added up for one optimizer step
+    accumulate: int = 1  # batches of one optimizer step; together they hold frames for every task
     optimizer: str = "adamw"  # adamw | sgd
     lr_encoder: float = 1e-3
     lr_decoder: float = 1e-3
@@ -76,16 +84,20 @@ class Config:
     seed: int = 0
 
     # Reports and checkpoints
-    best_metric: str = ""  # which one best.pt follows, e.g. depth/rmse; "" = the first task's own
+    best_metric: str = ""  # what best.pt follows: depth/rmse; with several data sets nyud/depth/rmse; "" = the first
     eval_every: int = 4  # epochs
     log_every: int = 20  # steps
     save_minutes: float = 5.0  # last.pt is also written inside long epochs; 0 = only after each epoch
 
 
 CHOICES = {
+    "task_weighting": ("fixed", "uncertainty", "dwa", "upgrad"),
+    "segmentation_loss": ("cross_entropy", "dice", "cross_entropy+dice"),
     "class_weights": ("none", "log"),
     "depth_activation": ("softplus", "exp", "abs"),
     "loss_stride": (1, 2, 4),
+    "decoder": ("refinenet", "unet"),
+    "unet_upsampling": ("transposed", "bilinear"),
     "optimizer": ("adamw", "sgd"),
     "schedule": ("poly", "cosine", "constant"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
@@ -94,7 +106,7 @@ AT_LEAST = {
     "long_side": 0, "workers": 0, "rotation": 0, "color": 0, "decoder_width": 1, "crp_stages": 1, "epochs": 1,
     "batch_size": 1, "accumulate": 1, "lr_encoder": 0, "lr_decoder": 0, "momentum": 0, "weight_decay": 0,
     "warmup_steps": 0, "clip_norm": 0, "ema": 0, "threads": 0, "seed": 0, "eval_every": 1, "log_every": 1,
-    "save_minutes": 0,
+    "save_minutes": 0, "teacher_weight": 0,
 }  # fmt: skip
 
 
@@ -113,6 +125,7 @@ def make_config(values: dict[str, object], where: str, base: Config | None = Non
     for name in values:
         if name not in types:
             raise ValueError(f"{where}: unknown setting {name!r}{near(name, types)}")
+    values = {name: _shares(value) if name == "data" else value for name, value in values.items()}
     converted = {name: convert(value, types[name], f"{where}: {name}") for name, value in values.items()}
     config = dataclasses.replace(base or Config(), **converted)
     for name, allowed in CHOICES.items():
@@ -129,9 +142,23 @@ def make_config(values: dict[str, object], where: str, base: Config | None = Non
         raise ValueError(f"{where}: zoom is {config.zoom}; it takes least,most with 0 < least <= most")
     if config.ema >= 1:
         raise ValueError(f"{where}: ema is {config.ema}; it must be below 1")
+    if not config.data:
+        raise ValueError(f"{where}: data is empty; name at least one folder")
+    for name, share in config.data.items():
+        if share <= 0:
+            raise ValueError(f"{where}: data: {name} has the share {share:g}; it must be above 0, or leave it out")
     if not config.tasks:
         raise ValueError(f"{where}: tasks is empty; name at least one")
     return config
+
+
+def _shares(value: object) -> object:
+    """`data` as it may be written (a folder, folder=share, or a list of these) -> {folder: share}, still text."""
+    items = [item for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+    if not isinstance(items, Sequence) or not all(isinstance(item, str) for item in items):
+        return value
+    pairs = [item.rpartition("=") if "=" in item else (item, "=", "1") for item in items]
+    return {folder.strip(): share for folder, _, share in pairs}
 
 
 def convert(value: object, kind: type, where: str) -> object:

@@ -1,14 +1,14 @@
-"""Data sets: a folder with list files -> batches of images and labels. dataset/README.md describes the folder."""
+"""Frames of one or several data sets -> batches of images and labels. folders.py reads the data sets' descriptions."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 # albumentations asks the package index for a newer version when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -20,129 +20,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from config import Config, convert, near, read_yaml
-from geometry import fitted_size, random_view, resize_image
-from tasks import TASKS, Task, check_keys
+from config import Config
+from folders import Folder, Frame
+from geometry import fitted_size, random_view, resize_image, scaled_camera
+from tasks import TASKS, Task
 from utils import read_image
 
 PADDING_RGB = (124, 116, 104)  # the ImageNet mean: close to zero after normalisation
-
-# The public NYUDv2 archive has no dataset.yaml; this is what it would say.
-NYUD_LISTS = {"train": "train_list_depth.txt", "val": "val_list_depth.txt"}
-NYUD_YAML: dict[str, object] = {
-    "name": "nyud",
-    "splits": NYUD_LISTS,
-    "columns": ["image", "segmentation", "depth"],
-    "segmentation": {"classes": "nyu40", "ignore": "255"},
-    "depth": {"metres_per_unit": "0.0002", "max": "10"},
-    "camera": {"fx": "518.9", "fy": "519.5", "cx": "325.6", "cy": "253.7", "width": "640", "height": "480"},
-}
-
-
-# ---------------------------------------------------------------------------------------------- folders
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A data set on disk, as its dataset.yaml describes it."""
-
-    root: Path
-    name: str
-    splits: dict[str, str]  # split -> list file
-    columns: tuple[str, ...]  # of the list files: "image" and tasks
-    sections: dict[str, dict[str, object]]  # task -> what Task.read_section made of its part of dataset.yaml
-    camera: dict[str, float]  # fx, fy, cx, cy, width, height in pixels; {} = not known
-
-
-@dataclass(frozen=True)
-class Frame:
-    image: Path
-    labels: dict[str, Path]  # task -> file; a task without a label is not in it
-    where: str  # list file and line
-
-
-def read_folder(path: str | Path) -> Folder:
-    """Reads a data set's description. Raises FileNotFoundError, or ValueError with file and key."""
-    root = Path(path)
-    yaml_file = root / "dataset.yaml"
-    if yaml_file.is_file():
-        values, where = read_yaml(yaml_file), str(yaml_file)
-    elif (root / NYUD_LISTS["train"]).is_file():
-        values, where = NYUD_YAML, f"{root} (public NYUDv2 archive)"
-    elif root.is_dir():
-        raise FileNotFoundError(f"{root}: it has no dataset.yaml; dataset/README.md shows one")
-    else:
-        raise FileNotFoundError(
-            f"{root}: no such data set. Three ways to get one: `python rooms.py` generates furnished rooms; "
-            "`python prepare.py nyudv2 --download` fetches NYUDv2 (812 MB); or make a folder of your own images "
-            "as dataset/README.md shows"
-        )
-    check_keys(values, {"name", "splits", "columns", "camera", "poses", *TASKS}, where)
-    for key in ("splits", "columns"):
-        if key not in values:
-            raise ValueError(f"{where}: {key} is missing")
-    splits = convert(values["splits"], dict[str, str], f"{where}: splits")
-    columns = convert(values["columns"], tuple[str, ...], f"{where}: columns")
-    if not columns or columns[0] != "image" or len(set(columns)) != len(columns):
-        raise ValueError(f"{where}: columns must start with image and name each task once; got {', '.join(columns)}")
-    for column in columns[1:]:
-        if column not in TASKS:
-            raise ValueError(f"{where}: unknown column {column!r}{near(column, TASKS)}; allowed: {', '.join(TASKS)}")
-    sections = {task: TASKS[task].read_section(values.get(task) or {}, f"{where}: {task}") for task in columns[1:]}
-    camera = convert(values.get("camera") or {}, dict[str, float], f"{where}: camera")
-    return Folder(root, str(values.get("name") or root.name), splits, columns, sections, camera)
-
-
-def read_list(folder: Folder, split: str) -> list[Frame]:
-    """The frames of a split, in order. Raises ValueError with list file and line, also for a missing file."""
-    if split not in folder.splits:
-        raise ValueError(
-            f"{folder.root}: no split {split!r}{near(split, folder.splits)}; it has: {', '.join(folder.splits)}"
-        )
-    path = folder.root / folder.splits[split]
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such list file (split {split!r})")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a UTF-8 text file") from None
-    frames = [parse_line(folder, f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-    for frame in frames:
-        for column, file in {"image": frame.image, **frame.labels}.items():
-            if not file.is_file():
-                raise FileNotFoundError(f"{frame.where}: {column} {file} is missing")
-    if not frames:
-        raise ValueError(f"{path}: no frames (split {split!r})")
-    return frames
-
-
-def parse_line(folder: Folder, where: str, line: str) -> Frame:
-    """A line of a list file. Raises ValueError at `where` for too few or too many columns, or no image."""
-    cells = [cell.strip() for cell in line.split("\t")]
-    if len(cells) != len(folder.columns):
-        wanted = "<tab>".join(folder.columns)
-        raise ValueError(f"{where}: {len(cells)} columns, but dataset.yaml says {len(folder.columns)}: {wanted}")
-    if cells[0] == "-":
-        raise ValueError(f"{where}: a frame needs an image, '-' is for labels")
-    image, *labels = (folder.root / cell for cell in cells)
-    named = zip(folder.columns[1:], cells[1:], labels, strict=True)
-    return Frame(image, {column: file for column, cell, file in named if cell != "-"}, where)
-
-
-def make_tasks(folder: Folder, config: Config) -> dict[str, Task]:
-    """The tasks that `config` names, for this data set. Raises ValueError when it has no such label."""
-    tasks = {}
-    for name in config.tasks:
-        if name not in TASKS:
-            raise ValueError(f"tasks: unknown task {name!r}{near(name, TASKS)}; allowed: {', '.join(TASKS)}")
-        if name not in folder.sections:
-            raise ValueError(f"tasks: {folder.root} has no {name} labels; it has: {', '.join(folder.sections)}")
-        tasks[name] = TASKS[name].from_section(folder.sections[name], config)
-    for name in config.loss_weights:
-        if name not in TASKS:
-            raise ValueError(f"loss_weights: unknown task {name!r}{near(name, TASKS)}; allowed: {', '.join(TASKS)}")
-    return tasks
-
 
 # ---------------------------------------------------------------------------------------------- frames
 
@@ -150,7 +34,7 @@ def make_tasks(folder: Folder, config: Config) -> dict[str, Task]:
 class Frames(Dataset):
     """Frames of a list with their labels, as tensors: {"image": (3, H, W) uint8, task: label, ...}.
 
-    In training, item (epoch, index) is a random view that depends on nothing but (seed, epoch, index): the same
+    In training, item (..., index) is a random view that depends on nothing but the seed and these numbers: the same
     with any number of workers, and after a resume. In evaluation, item `index` is the image at the network's
     resolution and the labels as they are on disk.
     """
@@ -168,19 +52,38 @@ class Frames(Dataset):
     def __len__(self) -> int:
         return len(self.frames)
 
+    def weights(self, index: int) -> tuple[float, ...]:
+        """For each task what the frame's label weighs: 1, teacher_weight for a teacher's, 0 for none."""
+        frame = self.frames[index]
+        return tuple(
+            1.0
+            if name in frame.labels or self.folder.derived.get(name) in frame.labels
+            else self.config.teacher_weight * (name in frame.taught)
+            for name in self.tasks
+        )
+
     def read(self, index: int) -> dict[str, np.ndarray]:
-        """The decoded files of a frame, at their own size."""
+        """The decoded image and labels of a frame, at their own size; a task without a label is not in it."""
         frame = self.frames[index]
         image = read_image(frame.image)
-        full_size = image.shape[:2]
         arrays = {"image": image}
-        for name, task in self.tasks.items():
-            label = task.no_label(*full_size)
+        for (name, task), weight in zip(self.tasks.items(), self.weights(index), strict=True):
+            if not weight:
+                continue
+            source = self.folder.derived.get(name, "")
             if name in frame.labels:
-                label = task.read(frame.labels[name], self.folder.sections[name])
-                if label.shape[:2] != full_size:
-                    got, wanted = f"{label.shape[1]}x{label.shape[0]}", f"{full_size[1]}x{full_size[0]}"
-                    raise ValueError(f"{frame.labels[name]}: {name} is {got}, but its image is {wanted}")
+                path = frame.labels[name]
+                label = task.read(path, self.folder.sections[name])
+            elif source in frame.labels:
+                path, section = frame.labels[source], self.folder.sections[source]
+                given = TASKS[source].from_section(section, self.config).read(path, section)
+                label = task.derive(given, scaled_camera(self.folder.camera, *given.shape[:2]))
+            else:
+                path = frame.taught[name]
+                label = task.read(path, self.folder.taught[name])
+            if label.shape[:2] != image.shape[:2]:
+                got, wanted = (f"{array.shape[1]}x{array.shape[0]}" for array in (label, image))
+                raise ValueError(f"{path}: {name} is {got}, but its image is {wanted}")
             arrays[name] = label
         return arrays
 
@@ -197,21 +100,29 @@ class Frames(Dataset):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             self.decoded = list(pool.map(self.read, range(len(self))))
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
-        epoch, index = key if self.train else (0, key)
-        arrays = self.decoded[index] if self.decoded else self.read(index)
+    def arrays(self, index: int) -> dict[str, np.ndarray]:
+        """`read`, from memory where it is."""
+        return self.decoded[index] if self.decoded else self.read(index)
+
+    def __getitem__(self, key: int | tuple[int, ...]) -> dict[str, Tensor]:
+        index = key[-1] if self.train else key
+        arrays = self.arrays(index)
         image = arrays["image"]
         if self.train:
-            rng = np.random.default_rng([self.config.seed, epoch, index])
+            rng = np.random.default_rng([self.config.seed, *key])
             view = random_view(rng, *image.shape[:2], self.config)
             image = view.resample(image, PADDING_RGB)
             if self.config.color:
                 self.color.set_random_seed(int(rng.integers(2**31)))
                 image = self.color(image=image)["image"]
-            arrays = {name: task.view(arrays[name], view) for name, task in self.tasks.items()}
+            labels = {
+                name: task.view(arrays[name], view) if name in arrays else task.no_label(*self.config.crop)
+                for name, task in self.tasks.items()
+            }
         else:
+            labels = {name: arrays.get(name, task.no_label(*image.shape[:2])) for name, task in self.tasks.items()}
             image = resize_image(image, *fitted_size(*image.shape[:2], self.config.long_side))
-        tensors = {name: task.to_tensor(arrays[name]) for name, task in self.tasks.items()}
+        tensors = {name: task.to_tensor(labels[name]) for name, task in self.tasks.items()}
         return {"image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), **tensors}
 
 
@@ -219,36 +130,123 @@ def class_frequencies(frames: Frames, task: Task) -> np.ndarray:
     """(C,) share of each class among the labelled pixels of the frames. Raises ValueError when there are none."""
     counts = np.zeros(256, np.int64)
     for index in range(len(frames)):
-        label = (frames.decoded[index] if frames.decoded else frames.read(index))[task.name]
-        counts += np.bincount(label.ravel(), minlength=256)
+        if (label := frames.arrays(index).get(task.name)) is not None:
+            counts += np.bincount(label.ravel(), minlength=256)
     counts = counts[: task.channels]
     if not counts.any():
         raise ValueError(f"class_weights: {frames.folder.root} has no labelled pixel")
     return counts / counts.sum()
 
 
-class EpochSampler:
-    """Batches of (epoch, index) for epochs first_batch // len .. epochs - 1, without a break between epochs.
+class Mixture(Dataset):
+    """The training frames of several data sets: item (round, data set, index) is that frame's view, with
 
-    Each epoch is a permutation that depends on (seed, epoch) only. The frames that do not fill a batch are
-    left out of that epoch; another epoch leaves out others.
+    "domain": the data set's number, and "weight": (tasks,), see `Frames.weights`.
     """
 
-    def __init__(self, frames: int, batch_size: int, epochs: int, seed: int, first_batch: int = 0) -> None:
-        self.frames, self.batch_size, self.seed = frames, batch_size, seed
-        self.batches_per_epoch = frames // batch_size
-        self.first_batch, self.end = first_batch, epochs * self.batches_per_epoch
+    def __init__(self, parts: Sequence[Frames], shares: Sequence[float]) -> None:
+        self.parts, self.shares = parts, shares
 
     def __len__(self) -> int:
-        return max(0, self.end - self.first_batch)
+        return sum(map(len, self.parts))
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for number in range(self.first_batch, self.end):
-            epoch, batch = divmod(number, self.batches_per_epoch)
-            if batch == 0 or number == self.first_batch:
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.frames)
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(epoch, int(index)) for index in chosen]
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Tensor]:
+        _, domain, index = key
+        part = self.parts[domain]
+        return {**part[key], "domain": torch.tensor(domain), "weight": torch.tensor(part.weights(index))}
+
+    def pools(self) -> list[Pool]:
+        """Frames of one data set with labels for the same tasks; those without any label are left out.
+
+        Raises ValueError for a data set that has no labelled frame.
+        """
+        pools = []
+        for domain, (part, share) in enumerate(zip(self.parts, self.shares, strict=True)):
+            groups: dict[tuple[int, ...], list[int]] = {}
+            for index in range(len(part)):
+                labelled = tuple(task for task, weight in enumerate(part.weights(index)) if weight)
+                groups.setdefault(labelled, []).append(index)
+            groups.pop((), None)
+            if not groups:
+                raise ValueError(
+                    f"data: no training frame of {part.folder.root} has a label for {', '.join(part.tasks)}"
+                )
+            frames = sum(map(len, groups.values()))
+            pools += [
+                Pool(domain, tasks, indices, share * len(indices) / frames) for tasks, indices in sorted(groups.items())
+            ]
+        return pools
+
+
+@dataclass(frozen=True)
+class Pool:
+    domain: int
+    tasks: tuple[int, ...]  # for which its frames have labels
+    frames: Sequence[int]  # their indices in the data set
+    share: float  # of the training frames, up to a common factor
+
+
+class StepSampler:
+    """Batches of (round, data set, index), `accumulate` of them for each optimizer step, without an end of epoch.
+
+    A step holds frames in the ratio of the pools' shares, and at least one of each data set and one for each task,
+    so that no task starves. In the long run the ratio is exact (stride scheduling: the next frame comes from the pool
+    that is furthest behind). Each pool is gone through in rounds; a round is a permutation that depends on the seed,
+    the pool and the round only. Raises ValueError when a step has too few frames for that.
+    """
+
+    def __init__(self, mixture: Mixture, config: Config, steps: int, first_step: int = 0) -> None:
+        self.pools, self.steps, self.first_step = mixture.pools(), steps, first_step
+        self.seed, self.batch_size, self.accumulate = config.seed, config.batch_size, config.accumulate
+        # What each step must hold: pools to choose one frame from. The one with the fewest comes first.
+        needs = [[p for p, pool in enumerate(self.pools) if pool.domain == d] for d in range(len(mixture.parts))]
+        tasks = sorted({task for pool in self.pools for task in pool.tasks})
+        needs += [[p for p, pool in enumerate(self.pools) if task in pool.tasks] for task in tasks]
+        self.needs = sorted(needs, key=len)
+        taken = [0.0] * len(self.pools)
+        least, frames = len(self._required(taken)), self.batch_size * self.accumulate
+        if least > frames:
+            raise ValueError(
+                f"batch_size x accumulate is {frames}, but a step needs {least} frames to hold one of each data set "
+                "and one for each task"
+            )
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.first_step) * self.accumulate
+
+    def _required(self, taken: Sequence[float]) -> list[int]:
+        """The pools of the frames that a step must hold, the one that is furthest behind where there is a choice."""
+        chosen: list[int] = []
+        for need in self.needs:
+            if not set(need) & set(chosen):
+                chosen.append(min(need, key=lambda pool: ((taken[pool] + 1) / self.pools[pool].share, pool)))
+        return chosen
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        taken = [0] * len(self.pools)
+        orders: dict[int, tuple[int, np.ndarray]] = {}  # pool -> its round and that round's permutation
+        for step in range(self.steps):
+            chosen = self._required(taken)
+            for pool in chosen:
+                taken[pool] += 1
+            while len(chosen) < self.batch_size * self.accumulate:
+                pool = min(range(len(self.pools)), key=lambda pool: ((taken[pool] + 1) / self.pools[pool].share, pool))
+                taken[pool] += 1
+                chosen.append(pool)
+            if step < self.first_step:
+                continue
+            # Dealt out like cards: each batch of the step gets its part of each pool.
+            frames = []
+            for pool, count in sorted(Counter(chosen).items()):
+                size = len(self.pools[pool].frames)
+                for number in range(taken[pool] - count, taken[pool]):
+                    turn, position = divmod(number, size)
+                    if orders.get(pool, (-1,))[0] != turn:
+                        orders[pool] = turn, np.random.default_rng([self.seed, pool, turn]).permutation(size)
+                    index = self.pools[pool].frames[orders[pool][1][position]]
+                    frames.append((turn, self.pools[pool].domain, int(index)))
+            for batch in range(self.accumulate):
+                yield frames[batch :: self.accumulate]
 
 
 def group_by_shape(samples: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -265,7 +263,7 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _loader(frames: Frames, config: Config, pin: bool, **arguments: object) -> DataLoader:
+def _loader(frames: Dataset, config: Config, pin: bool, **arguments: object) -> DataLoader:
     # Forked workers share the decoded frames of the parent instead of copying them.
     fork = {"multiprocessing_context": multiprocessing.get_context("fork"), "prefetch_factor": 4}
     return DataLoader(
@@ -274,12 +272,18 @@ def _loader(frames: Frames, config: Config, pin: bool, **arguments: object) -> D
     )  # fmt: skip
 
 
-def train_loader(frames: Frames, config: Config, first_batch: int = 0, pin: bool = False) -> DataLoader:
-    """Batches {"image": (B, 3, h, w) uint8, task: (B, ...)} of all epochs from `first_batch` on."""
-    if len(frames) < config.batch_size:
-        raise ValueError(f"batch_size is {config.batch_size}, but the data set has {len(frames)} training frames")
-    sampler = EpochSampler(len(frames), config.batch_size, config.epochs, config.seed, first_batch)
-    return _loader(frames, config, pin, batch_sampler=sampler)
+def steps_per_epoch(mixture: Mixture, config: Config) -> int:
+    """Steps that go through as many frames as all data sets have together. Raises ValueError when there are too few."""
+    frames = config.batch_size * config.accumulate
+    if len(mixture) < frames:
+        setting = "batch_size" if config.accumulate == 1 else "batch_size x accumulate"
+        raise ValueError(f"{setting} is {frames}, but the data set has {len(mixture)} training frames")
+    return len(mixture) // frames
+
+
+def train_loader(mixture: Mixture, config: Config, steps: int, first_step: int = 0, pin: bool = False) -> DataLoader:
+    """The batches {"image": (B, 3, h, w) uint8, task: (B, ...), "domain", "weight"} of the steps from `first_step`."""
+    return _loader(mixture, config, pin, batch_sampler=StepSampler(mixture, config, steps, first_step))
 
 
 def eval_loader(frames: Frames, config: Config, pin: bool = False) -> DataLoader:

@@ -1,11 +1,15 @@
-"""Encoders: images -> features at several strides. The paper's MobileNet-v2, and any of timm."""
+"""Encoders: images -> features at several strides. The paper's MobileNet-v2, U-Net's, and any of timm.
+
+Each has `channels` and `strides` of its features, finest first, and the `mean` and `std` of the pixels that it wants.
+"""
 
 from __future__ import annotations
 
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -45,12 +49,18 @@ class PaperMobileNetV2(nn.Module):
 
     # expansion, channels, blocks, stride of the first block
     STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-    channels = (24, 32, 64, 96, 160, 320)
-    strides = (4, 8, 16, 16, 32, 32)
+    STRIDES = (2, 4, 8, 16, 16, 32, 32)  # of the stages' outputs
     mean, std = IMAGENET_MEAN, IMAGENET_STD
+    no_download = (
+        "give the file mobilenetv2-e6e8dd43.pth of the public NYUDv2 archive (dataset/README.md), "
+        "or use the encoder mobilenetv2_100"
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, finest_stride: int = 4) -> None:
         super().__init__()
+        kept = [i for i, stride in enumerate(self.STRIDES) if stride >= finest_stride]
+        self.channels = tuple(self.STAGES[i][1] for i in kept)
+        self.strides = tuple(self.STRIDES[i] for i in kept)
         self.layer1 = conv_bn_relu(3, 32, 3, stride=2)
         width = 32
         for number, (expansion, outputs, blocks, stride) in enumerate(self.STAGES, 2):
@@ -61,11 +71,59 @@ class PaperMobileNetV2(nn.Module):
             self.add_module(f"layer{number}", stage)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.layer2(self.layer1(x))
+        x = self.layer1(x)
         features = []
-        for number in range(3, 9):
+        for number in range(2, 9):
             x = self.get_submodule(f"layer{number}")(x)
-            features.append(x)
+            if number > 8 - len(self.channels):
+                features.append(x)
+        return features
+
+    def load_file(self, path: Path) -> None:
+        load_matching(self, read_weights(path), path)
+
+
+def double_conv(inputs: int, middle: int, outputs: int) -> nn.Sequential:
+    """U-Net's block: twice (3x3 convolution, ReLU), here with batch norm and padding that keeps the size."""
+    layers = []
+    for before, after in ((inputs, middle), (middle, outputs)):
+        conv = nn.Conv2d(before, after, 3, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def initialise_he(module: nn.Module) -> None:
+    """Normal weights whose variance is 2 / inputs, as in U-Net's section 3 (He et al., arXiv 1502.01852)."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+
+class UNetEncoder(nn.Module):
+    """The contracting path of U-Net, Ronneberger et al., arXiv 1505.04597, figure 1: a double convolution at
+    stride 1, then four times (2x2 max-pool, double convolution), with padding and batch norm.
+
+    The pool rounds odd sizes up, so that no row is dropped and a feature has ceil(size / stride) rows.
+    """
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    no_download = "U-Net is trained from scratch (none), or from a file"
+
+    def __init__(self, finest_stride: int = 1, widths: Sequence[int] = (64, 128, 256, 512, 1024)) -> None:
+        super().__init__()
+        strides = [2**i for i in range(len(widths))]
+        kept = [i for i, stride in enumerate(strides) if stride >= finest_stride]
+        self.channels, self.strides = tuple(widths[i] for i in kept), tuple(strides[i] for i in kept)
+        inputs = (3, *widths[:-1])
+        self.stages = nn.ModuleList(double_conv(*pair, pair[1]) for pair in zip(inputs, widths, strict=True))
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)
+        self.apply(initialise_he)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for number, stage in enumerate(self.stages):
+            x = stage(self.pool(x) if number else x)
+            if number >= len(self.stages) - len(self.channels):
+                features.append(x)
         return features
 
     def load_file(self, path: Path) -> None:
@@ -73,9 +131,9 @@ class PaperMobileNetV2(nn.Module):
 
 
 class TimmEncoder(nn.Module):
-    """Any timm model whose features come at strides 4, 8, 16 and 32."""
+    """Any timm model whose features come at strides 4, 8, 16 and 32, and perhaps at finer ones."""
 
-    def __init__(self, name: str, pretrained: bool = False) -> None:
+    def __init__(self, name: str, pretrained: bool = False, finest_stride: int = 4) -> None:
         super().__init__()
         import timm  # only needed for its encoders, and slow to import
 
@@ -84,11 +142,11 @@ class TimmEncoder(nn.Module):
             raise ValueError(f"encoder: unknown name {name!r}{near(name, known)}; timm.list_models() lists them")
         try:
             info = timm.create_model(name, features_only=True).feature_info
-            indices = [i for i, stride in enumerate(info.reduction()) if stride >= 4]
+            indices = [i for i, stride in enumerate(info.reduction()) if stride >= finest_stride]
             self.strides = tuple(info.reduction()[i] for i in indices)
         except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError):
             self.strides = ()
-        if self.strides != (4, 8, 16, 32):
+        if tuple(stride for stride in self.strides if stride >= 4) != (4, 8, 16, 32):
             raise ValueError(f"encoder: {name} has no features at strides 4, 8, 16 and 32, which the decoder needs")
         if pretrained:
             _give_up_early_without_network()
@@ -131,23 +189,24 @@ def _give_up_early_without_network() -> None:
         huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
-ENCODERS: dict[str, Callable[[], nn.Module]] = {"mobilenetv2_paper": PaperMobileNetV2}
+ENCODERS: dict[str, Callable[[int], nn.Module]] = {  # name -> builder(finest_stride)
+    "mobilenetv2_paper": PaperMobileNetV2,
+    "unet": UNetEncoder,
+    "unet_512": partial(UNetEncoder, widths=(64, 128, 256, 512, 512)),  # usual with bilinear upsampling
+}
 
 
-def build_encoder(name: str, weights: str = "none") -> nn.Module:
-    """An encoder with `channels`, `strides`, `mean`, `std`; weights: imagenet | none | a file.
+def build_encoder(name: str, weights: str = "none", finest_stride: int = 4) -> nn.Module:
+    """An encoder that gives its features from `finest_stride` on; weights: imagenet | none | a file.
 
     Raises ValueError or FileNotFoundError in one line, also when timm's download is out of reach.
     """
     if name not in ENCODERS:
-        encoder = TimmEncoder(name, pretrained=weights == "imagenet")
-    elif weights == "imagenet":
-        raise ValueError(
-            f"encoder_weights: {name} has none to download; give the file mobilenetv2-e6e8dd43.pth of the public "
-            "NYUDv2 archive (dataset/README.md), or use the encoder mobilenetv2_100"
-        )
+        encoder = TimmEncoder(name, weights == "imagenet", finest_stride)
     else:
-        encoder = ENCODERS[name]()
+        encoder = ENCODERS[name](finest_stride)
+        if weights == "imagenet":
+            raise ValueError(f"encoder_weights: {name} has none to download; {encoder.no_download}")
     if weights not in ("imagenet", "none"):
         encoder.load_file(Path(weights))
     return encoder

@@ -2,13 +2,15 @@
 
 python evaluate.py --checkpoint runs/x/best.pt                      # the data set that it was trained on
 python evaluate.py --checkpoint C --data dataset/nyud --split val --crop eigen --cap 10 --mirror
+python evaluate.py --checkpoint runs/joint/best.pt --against runs/camvid/best.pt runs/redkitchen/best.pt   # Delta-m
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,12 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from config import Parser, convert, make_config
-from dataset import Folder, Frames, eval_loader, read_folder, read_list
+from config import Config, Parser, convert, make_config, near
+from dataset import Frames, eval_loader
+from folders import Folder, label_tasks, read_folder, read_list
 from geometry import resize_raw
 from metrics import Protocol
 from model import Network, load_network
-from tasks import TASKS, Task
+from tasks import Task
 from utils import autocast, newest_checkpoint, pick_device, pick_precision, run, setup_cpu, whole_file
 
 
@@ -31,25 +34,28 @@ def predict_batch(
     sizes: Mapping[str, tuple[int, int]],
     scales: Iterable[float] = (1.0,),
     mirror: bool = False,
+    tasks: Mapping[str, Task] | None = None,
 ) -> dict[str, Tensor]:
     """images (B, 3, H, W) uint8 -> {task: prediction (B, ...) at sizes[task]}.
 
-    With several scales, or mirrored as well, the scores of all views are averaged.
+    With several scales, or mirrored as well, the scores of all views are averaged. `tasks` are those of a data set
+    (one of `network.domains`), by default the network's, with all classes.
     """
     scales = tuple(scales)
+    tasks = network.tasks if tasks is None else tasks
     if scales == (1.0,) and not mirror:
-        return {name: network.tasks[name].decode(raw, sizes[name]) for name, raw in network(images).items()}
+        return {name: tasks[name].decode(tasks[name].select(raw), sizes[name]) for name, raw in network(images).items()}
     total: dict[str, Tensor] = {}
     for scale in scales:
         size = tuple(max(32, round(side * scale)) for side in images.shape[-2:])
         scaled = resize_raw(images / 255, size).clamp(0, 1)
         for flipped in (False, True) if mirror else (False,):
             for name, raw in network(scaled.flip(-1) if flipped else scaled).items():
-                task = network.tasks[name]
-                scores = task.undo(task.scores(raw, sizes[name]), scale, flipped)
+                task = tasks[name]
+                scores = task.undo(task.scores(task.select(raw), sizes[name]), scale, flipped)
                 total[name] = total[name] + scores if name in total else scores
     views = len(scales) * (2 if mirror else 1)
-    return {name: network.tasks[name].decide(scores / views) for name, scores in total.items()}
+    return {name: tasks[name].decide(scores / views) for name, scores in total.items()}
 
 
 @torch.inference_mode()
@@ -62,18 +68,23 @@ def evaluate(
     scales: Iterable[float] = (1.0,),
     mirror: bool = False,
     progress: bool = False,
+    tasks: Mapping[str, Task] | None = None,
 ) -> dict[str, float]:
-    """{"task/metric": value} over every frame of `loader` (`dataset.eval_loader`), at ground-truth size."""
+    """{"task/metric": value} over every frame of `loader` (`dataset.eval_loader`), at ground-truth size.
+
+    `tasks` are those of the loader's data set, by default the network's.
+    """
     was_training = network.training
     network.eval()
-    metrics = {name: task.metrics(protocol) for name, task in network.tasks.items()}
+    tasks = network.tasks if tasks is None else tasks
+    metrics = {name: task.metrics(protocol) for name, task in tasks.items()}
     for batches in tqdm(loader, desc="evaluate", disable=None if progress else True, leave=False):
         for batch in batches:
             images = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last)
             targets = {name: batch[name].to(device, non_blocking=True) for name in metrics}
             sizes = {name: tuple(target.shape[-2:]) for name, target in targets.items()}
             with autocast(device, precision):
-                predictions = predict_batch(network, images, sizes, scales, mirror)
+                predictions = predict_batch(network, images, sizes, scales, mirror, tasks)
             for name, accumulator in metrics.items():
                 accumulator.update(predictions[name], targets[name])
     network.train(was_training)
@@ -94,25 +105,104 @@ def table(tasks: Mapping[str, Task], values: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def check_tasks(network: Network, folder: Folder, path: Path) -> None:
-    """Raises ValueError when the checkpoint's classes are not the data set's, or no task has labels there."""
-    if not set(network.tasks) & set(folder.sections):
-        raise ValueError(
-            f"{folder.root} has labels for {', '.join(folder.sections)}, {path} for {', '.join(network.tasks)}"
-        )
-    for name, task in network.tasks.items():
-        theirs = folder.sections.get(name, {}).get("classes")
-        if theirs is not None and theirs != task.classes:
-            raise ValueError(
-                f"{folder.root}: its classes are not those of {path} ({len(theirs)} and {len(task.classes)})"
-            )
+def pick_tasks(network: Network, folder: Folder, path: Path, domain: str = "") -> dict[str, Task]:
+    """The tasks to evaluate on a data set: those of `domain`, or of the network's data set of the same name, of one
+    with the same classes, or all of the network's.
+
+    Raises ValueError when none has the data set's classes, or no task has labels there.
+    """
+    if domain and domain not in network.domains:
+        known = ", ".join(network.domains) or "no data sets"
+        raise ValueError(f"--domain: {path} does not know {domain!r}{near(domain, network.domains)}; it has: {known}")
+    labelled = label_tasks(folder)
+    if not set(network.tasks) & set(labelled):
+        raise ValueError(f"{folder.root} has labels for {', '.join(labelled)}, {path} for {', '.join(network.tasks)}")
+    if domain:
+        choices = [network.domains[domain]]
+    else:
+        named = [network.domains[folder.name]] if folder.name in network.domains else []
+        choices = [*named, *network.domains.values(), network.tasks]
+    # Classes that a data set's labels use must be those that the network gives.
+    wanted = {name: section["classes"] for name, section in folder.sections.items() if "classes" in section}
+    for tasks in choices:
+        if all(name not in tasks or tasks[name].classes == classes for name, classes in wanted.items()):
+            return tasks
+    name, classes = next((name, classes) for name, classes in wanted.items() if name in network.tasks)
+    counts = " or ".join(dict.fromkeys(str(len(tasks[name].classes)) for tasks in choices))
+    raise ValueError(f"{folder.root}: its classes are not those of {path} ({len(classes)} and {counts})")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How checkpoints are evaluated, from the command line."""
+
+    config: Config  # of the first checkpoint, with what the command line changes: machine, data, split
+    device: torch.device
+    protocol: Protocol
+    scales: tuple[float, ...]
+    mirror: bool
+
+
+def evaluate_folder(
+    network: Network, folder: Folder, split: str, tasks: Mapping[str, Task], settings: Settings
+) -> tuple[dict[str, float], int]:
+    """The metrics on a split of a data set, and its number of frames."""
+    # The size of the images is the network's own; the machine's settings are those of the command line.
+    config = dataclasses.replace(settings.config, long_side=network.config.long_side)
+    frames = Frames(folder, read_list(folder, split), tasks, config, train=False)
+    network = network.to(settings.device, memory_format=torch.channels_last)
+    precision = pick_precision(config.precision, settings.device)
+    values = evaluate(
+        network, eval_loader(frames, config), settings.device, precision, settings.protocol, settings.scales,
+        settings.mirror, progress=True, tasks=tasks,
+    )  # fmt: skip
+    return values, len(frames)
+
+
+def compare(
+    joint: Iterable[tuple[Folder, Mapping[str, Task], Mapping[str, float]]],
+    singles: Sequence[Path],
+    split: str,
+    settings: Settings,
+) -> list[dict[str, object]]:
+    """A row for each task of each data set: how the joint network compares with the single-task one among `singles`.
+
+    The change is relative and positive where the joint network is better: Delta-m of Maninis et al.
+    (arXiv 1904.08918, section 4) is their mean. Raises ValueError for a task with no network to compare with, or two.
+    """
+    networks = {path: load_network(path) for path in singles}
+    rows: list[dict[str, object]] = []
+    for folder, tasks, values in joint:
+        for name, task in tasks.items():
+            if f"{name}/{task.best}" not in values:
+                continue  # no labels there
+            fitting = []
+            for path, network in networks.items():
+                if name in network.tasks and (not network.domains or folder.name in network.domains):
+                    fitting.append(path)
+            if len(fitting) != 1:
+                got = " and ".join(map(str, fitting)) or "none of them"
+                raise ValueError(
+                    f"--against: one checkpoint is needed that was trained for {name} on {folder.name}; got {got}"
+                )
+            network = networks[fitting[0]]
+            own = {name: pick_tasks(network, folder, fitting[0])[name]}
+            single, _ = evaluate_folder(network, folder, split, own, settings)
+            before, after = single[f"{name}/{task.best}"], values[f"{name}/{task.best}"]
+            rows.append({
+                "metric": f"{folder.name}/{name}/{task.best}", "checkpoint": str(fitting[0]), "single": before,
+                "joint": after, "change": task.directions[task.best] * (after - before) / before,
+            })  # fmt: skip
+    return rows
 
 
 def main() -> None:
     parser = Parser(description="Evaluates a checkpoint on a split of a data set.")
     parser.add_argument("--checkpoint", metavar="FILE", help="default: the newest run's best.pt")
-    parser.add_argument("--data", metavar="FOLDER", help="default: the data set of the training")
+    parser.add_argument("--data", metavar="FOLDER", help="default: the data sets of the training")
     parser.add_argument("--split", help="default: the validation split of the training")
+    parser.add_argument("--domain", metavar="NAME", help="predict as for this data set of the training")
+    parser.add_argument("--against", nargs="+", metavar="FILE", help="single-task checkpoints, for Delta-m")
     parser.add_argument("--crop", default="none", choices=("none", "eigen"), help="for depth, as in Eigen et al.")
     parser.add_argument("--cap", default="0", metavar="METRES", help="leave out deeper ground truth and clamp to it")
     parser.add_argument("--per_image", action="store_true", help="average depth errors over images, not over pixels")
@@ -138,31 +228,42 @@ def main() -> None:
     if not scales or min(scales) <= 0 or cap < 0:
         raise ValueError("command line: scales must be above 0, and cap not below 0")
     protocol = Protocol(arguments.crop, cap, arguments.per_image)
-
-    folder = read_folder(arguments.data or config.data)
-    check_tasks(network, folder, path)
+    settings = Settings(config, pick_device(config.device), protocol, scales, arguments.mirror)
     split = arguments.split or config.val_split
-    # A task without labels in this data set is predicted, but has nothing to be compared with.
-    sections = {name: folder.sections.get(name, {}) for name in TASKS}
-    frames = Frames(
-        dataclasses.replace(folder, sections=sections), read_list(folder, split), network.tasks, config, train=False
-    )
-    device = pick_device(config.device)
-    network = network.to(device, memory_format=torch.channels_last)
-    values = evaluate(
-        network, eval_loader(frames, config), device, pick_precision(config.precision, device), protocol,
-        scales, arguments.mirror, progress=True,
-    )  # fmt: skip
-    print(f"{path} on {len(frames)} frames of {folder.root} ({split})")
-    print(table(network.tasks, values))
-    report = {
-        "checkpoint": str(path), "data": str(folder.root), "split": split, "frames": len(frames),
-        "protocol": dataclasses.asdict(protocol), "scales": list(scales), "mirror": arguments.mirror, "metrics": values,
-    }  # fmt: skip
-    output = Path(arguments.output) if arguments.output else path.with_name(f"{path.stem}-{folder.name}-{split}.json")
-    with whole_file(output) as temporary:
+    folders = [read_folder(folder) for folder in ([arguments.data] if arguments.data else config.data)]
+    if arguments.output and len(folders) > 1 and not arguments.against:
+        raise ValueError(f"--output takes one report, but there are {len(folders)} data sets: choose one with --data")
+
+    results: dict[str, tuple[Folder, dict[str, Task], dict[str, float]]] = {}
+    for folder in folders:
+        tasks = pick_tasks(network, folder, path, arguments.domain or "")
+        values, count = evaluate_folder(network, folder, split, tasks, settings)
+        results[folder.name] = folder, tasks, values
+        print(f"{path} on {count} frames of {folder.root} ({split})")
+        print(table(tasks, values))
+        write_report(
+            path.with_name(f"{path.stem}-{folder.name}-{split}.json") if arguments.against or not arguments.output
+            else Path(arguments.output),
+            {"checkpoint": str(path), "data": str(folder.root), "split": split, "frames": count,
+             "protocol": dataclasses.asdict(protocol), "scales": list(scales), "mirror": arguments.mirror,
+             "metrics": values},
+        )  # fmt: skip
+    if arguments.against:
+        rows = compare(results.values(), [Path(item) for item in arguments.against], split, settings)
+        mean = sum(row["change"] for row in rows) / len(rows)
+        width = max(len(row["metric"]) for row in rows)
+        print(f"\n{'':{width}}   single    joint   change")
+        for row in rows:
+            print(f"{row['metric']:{width}}  {row['single']:7.4f}  {row['joint']:7.4f}  {row['change']:+7.2%}")
+        print(f"{'Delta-m':{width}}  {'':7}  {'':7}  {mean:+7.2%}")
+        output = Path(arguments.output) if arguments.output else path.with_name(f"{path.stem}-delta-m.json")
+        write_report(output, {"checkpoint": str(path), "split": split, "changes": rows, "delta_m": mean})
+
+
+def write_report(path: Path, report: Mapping[str, object]) -> None:
+    with whole_file(path) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {output}")
+    print(f"written to {path}")
 
 
 if __name__ == "__main__":

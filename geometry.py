@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -84,3 +85,58 @@ def random_view(rng: np.random.Generator, height: int, width: int, config: Confi
     turn = cv2.getRotationMatrix2D((0, 0), angle, 1.0)[:, :2] @ np.diag([-1.0 if mirror else 1.0, 1.0])
     turn = np.column_stack([turn, center - (left, top) - turn @ center])
     return View((height, width), zoomed, turn, *config.crop, zoom, mirror, angle)
+
+
+# ---------------------------------------------------------------------------------------------- surfaces
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """(..., 3) -> the same directions with length 1; zero stays zero."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(length > 0, length, 1)
+
+
+def scaled_camera(camera: Mapping[str, float], height: int, width: int) -> dict[str, float]:
+    """Intrinsics for frames of this size; camera's own size is in its width and height, this one where it has none."""
+    x, y = width / camera.get("width", width), height / camera.get("height", height)
+    # Pixel centres are at whole numbers: the corner of the picture is at -0.5.
+    return {
+        "fx": camera["fx"] * x, "fy": camera["fy"] * y,
+        "cx": (camera["cx"] + 0.5) * x - 0.5, "cy": (camera["cy"] + 0.5) * y - 0.5,
+    }  # fmt: skip
+
+
+def normals_from_depth(depth: np.ndarray, camera: Mapping[str, float], residual: float = 0.01) -> np.ndarray:
+    """depth (H, W) metres, 0 = none; camera fx, fy, cx, cy in pixels -> (H, W, 3) float32 unit normals, 0 = none.
+
+    A plane n.P = d seen at pixel ray (x, y, 1) has the inverse depth (n_x x + n_y y + n_z) / d, which is linear: the
+    normal is that of a least-squares fit of the inverse depth in a window. There is none where less than half of
+    the window has depth, or where the fit is off by more than `residual` of the depth: at edges.
+    """
+    height, width = depth.shape
+    radius = max(2, round(max(height, width) / 128))  # against the noise and the steps of real depth
+    # Coordinates relative to the middle of the picture: the sums below lose no digits.
+    x = np.broadcast_to((np.arange(width) - camera["cx"]) / camera["fx"], depth.shape)
+    y = np.broadcast_to((np.arange(height)[:, None] - camera["cy"]) / camera["fy"], depth.shape)
+    valid = depth > 0
+    inverse = np.where(valid, 1 / np.where(valid, depth, 1).astype(np.float64), 0)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        size = (2 * radius + 1, 2 * radius + 1)
+        return cv2.boxFilter(np.where(valid, values, 0.0), cv2.CV_64F, size, borderType=cv2.BORDER_CONSTANT)
+
+    share = mean(np.ones(depth.shape))
+    enough = share > 0.5
+    share = np.where(enough, share, 1)
+    mean_x, mean_y, mean_d = (mean(values) / share for values in (x, y, inverse))
+    xx, yy, xy = (mean(values) / share for values in (x * x, y * y, x * y))
+    xx, yy, xy = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
+    xd = mean(x * inverse) / share - mean_x * mean_d
+    yd = mean(y * inverse) / share - mean_y * mean_d
+    determinant = np.maximum(xx * yy - xy * xy, 1e-30)
+    a, b = (yy * xd - xy * yd) / determinant, (xx * yd - xy * xd) / determinant
+    c = mean_d - a * mean_x - b * mean_y
+    variance = mean(inverse * inverse) / share - mean_d**2 - a * xd - b * yd
+    good = valid & enough & (np.sqrt(np.maximum(variance, 0)) <= residual * mean_d)
+    # The fit's normal points away from the camera.
+    return np.where(good[..., None], unit(-np.stack([a, b, c], axis=2)), 0).astype(np.float32)

@@ -3,6 +3,7 @@
     python inference.py                                   # the newest run on the picture in media/
     python inference.py --checkpoint C --input photo.jpg --output predictions
     python inference.py --checkpoint C --input folder/    # with its sub-folders
+    python inference.py --checkpoint C --domain camvid    # a network of several data sets: this one's classes alone
 
 For each image: NAME_segmentation.png (class ids, with a palette), NAME_depth.png (16 bits, millimetres), a coloured
 picture of each, and NAME_overview.png with all of them side by side. In programs:
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import Parser, convert
+from config import Parser, convert, near
 from evaluate import predict_batch
 from geometry import fitted_size, resize_image
 from model import Network, load_network
@@ -45,10 +46,15 @@ SAMPLE = Path("media/sample.jpg")
 
 @torch.inference_mode()
 def predict(
-    network: Network, image: np.ndarray, precision: torch.dtype = torch.float32, mirror: bool = False
+    network: Network,
+    image: np.ndarray,
+    precision: torch.dtype = torch.float32,
+    mirror: bool = False,
+    tasks: Mapping[str, Task] | None = None,
 ) -> dict[str, np.ndarray]:
     """image (H, W, 3) uint8 RGB -> {task: prediction at the image's size}, on the network's device.
 
+    `tasks` are those of a data set, network.domains[name]; by default the network's, with all classes.
     "segmentation": (H, W) uint8 class ids; "depth": (H, W) float32 metres; "normals": (3, H, W) float32.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -60,7 +66,7 @@ def predict(
         torch.from_numpy(np.ascontiguousarray(fitted)).to(device).permute(2, 0, 1)[None]
     )  # (1, 3, h, w), channels last
     with autocast(device, precision):
-        predictions = predict_batch(network, pixels, dict.fromkeys(network.tasks, size), mirror=mirror)
+        predictions = predict_batch(network, pixels, dict.fromkeys(network.tasks, size), mirror=mirror, tasks=tasks)
     return {name: value[0].cpu().numpy() for name, value in predictions.items()}
 
 
@@ -116,6 +122,9 @@ def main() -> int:
     )
     parser.add_argument("--input", default=str(SAMPLE), metavar="IMAGE|FOLDER", help=f"default: {SAMPLE}")
     parser.add_argument("--output", default="predictions", metavar="FOLDER", help="default: predictions")
+    parser.add_argument(
+        "--domain", metavar="NAME", help="classes and range of this data set of the training; default: all"
+    )
     parser.add_argument("--mirror", action="store_true", help="average with the mirrored picture")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
@@ -129,6 +138,12 @@ def main() -> int:
     precision = pick_precision(arguments.precision, device)
     path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
     network = load_network(path).to(device, memory_format=torch.channels_last)
+    tasks = network.tasks
+    if arguments.domain:
+        if arguments.domain not in network.domains:
+            hint, known = near(arguments.domain, network.domains), ", ".join(network.domains) or "no data sets"
+            raise ValueError(f"--domain: {path} does not know {arguments.domain!r}{hint}; it has: {known}")
+        tasks = network.domains[arguments.domain]
     print(f"{path} ({', '.join(network.tasks)}) on {device}, {len(images)} image{'s' if len(images) > 1 else ''}")
     failed = 0
     stems = output_stems(images, source, output)
@@ -139,7 +154,7 @@ def main() -> int:
             tqdm.write(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
             failed += 1
             continue
-        save_predictions(stem, image, network.tasks, predict(network, image, precision, arguments.mirror))
+        save_predictions(stem, image, tasks, predict(network, image, precision, arguments.mirror, tasks))
     print(f"{len(images) - failed} of {len(images)} images predicted; look at {output}/*_overview.png")
     return 1 if failed else 0
 

@@ -1,7 +1,7 @@
 """Losses: pure functions (prediction, target, valid) -> scalar.
 
-Each is the mean over the valid pixels of the batch, computed in fp32. Without a valid pixel it is 0, with a
-gradient of 0, so that a batch may lack every label of a task.
+Each is computed in fp32 over the valid pixels of the batch, all but `dice` as their mean. Without a valid pixel it
+is 0, with a gradient of 0, so that a batch may lack every label of a task.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def mean_over(values: Tensor, valid: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, target: Tensor, valid: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """logits (B, C, H, W), target (B, H, W) class ids, valid (B, H, W) -> scalar.
 
-    With class weights (C,) it is the weighted mean, as in `torch.nn.CrossEntropyLoss`.
+    With class weights (C,) it is the weighted mean, as in `torch.nn.CrossEntropyLoss`. With two classes it is the
+    binary cross-entropy of logits[:, 1] - logits[:, 0].
     """
     ids = torch.where(valid, target.long(), -1)
     total = F.cross_entropy(logits.float(), ids, class_weights, ignore_index=-1, reduction="sum")
@@ -29,6 +30,25 @@ def cross_entropy(logits: Tensor, target: Tensor, valid: Tensor, class_weights: 
         return total / valid.sum().clamp(min=1)
     weight = torch.where(valid, class_weights[ids.clamp(min=0)], 0.0).sum()
     return total / torch.where(weight > 0, weight, 1.0)
+
+
+def dice(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """logits (B, C, H, W), target (B, H, W) class ids, valid (B, H, W) -> scalar: 1 - the mean soft Dice score.
+
+    Score 2 sum(p g) / (sum(p^2) + sum(g^2)), Milletari et al., arXiv 1606.04797, section 3, with the softmax p and
+    sums over the batch; the mean is over the classes that occur, with two classes: background and foreground.
+    """
+    # where() before the softmax as well: its gradient at a NaN would be NaN.
+    mask = valid[:, None]
+    shares = torch.where(mask, logits.float(), 0.0).softmax(1)
+    classes = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1)
+    truth = (target[:, None] == classes) & mask  # (B, C, H, W)
+    hits = torch.where(truth, shares, 0.0).sum((0, 2, 3))  # (C,)
+    predicted = torch.where(mask, shares.square(), 0.0).sum((0, 2, 3))
+    pixels = truth.sum((0, 2, 3))
+    occurs = pixels > 0  # then the denominator is at least 1: no term to smooth it
+    score = 2 * hits / torch.where(occurs, predicted + pixels, 1.0)
+    return torch.where(occurs, 1 - score, 0.0).sum() / occurs.sum().clamp(min=1)
 
 
 def berhu(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Sums stay on the device of the predictions and are exact: each frame is counted 
 from __future__ import annotations
 
 import math
+import typing
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +24,16 @@ class Protocol:
     per_image: bool = False  # average over images instead of pooling all pixels
 
 
+class Metrics(typing.Protocol):
+    """What an accumulator offers."""
+
+    def update(self, prediction: Tensor, target: Tensor) -> None: ...
+
+    def compute(self) -> dict[str, float]: ...
+
+
 class SegmentationMetrics:
-    """Intersection over union from one confusion matrix."""
+    """Intersection over union and Dice from one confusion matrix of all pixels."""
 
     def __init__(self, classes: tuple[str, ...]) -> None:
         self.classes = classes
@@ -39,17 +48,22 @@ class SegmentationMetrics:
         self.confusion = matrix if self.confusion is None else self.confusion + matrix
 
     def compute(self) -> dict[str, float]:
-        """Shares in 0..1. Means are over the classes that occur in the ground truth; {} without a valid pixel."""
+        """Shares in 0..1. Means are over the classes that occur in the ground truth; {} without a valid pixel.
+
+        dice is 2 TP / (2 TP + FP + FN), also called F1; that of one class is 2 iou / (1 + iou).
+        """
         if self.confusion is None or not self.confusion.any():
             return {}
         matrix = self.confusion.double().cpu()
         hits, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
         occurs = truth > 0
         iou = hits / (truth + predicted - hits).clamp(min=1)
+        dice = 2 * hits / (truth + predicted).clamp(min=1)
         values = {
             "miou": iou[occurs].mean().item(),
             "pixel_accuracy": (hits.sum() / truth.sum()).item(),
             "class_accuracy": (hits[occurs] / truth[occurs]).mean().item(),
+            "dice": dice[occurs].mean().item(),
         }
         return values | {f"iou/{self.classes[i]}": iou[i].item() for i in occurs.nonzero().flatten().tolist()}
 

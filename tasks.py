@@ -1,15 +1,19 @@
 """The tasks. A class answers everything in which tasks differ; nothing else asks which task it is.
 
-A new task is a subclass of Task in TASKS. Shapes: a *label* is what a file gives, numpy (H, W) or (H, W, 3);
-a *target* is a batch of labels on the device, (B, H, W) or (B, 3, H, W); *raw* is the output of the head,
-(B, channels, h, w) at a quarter of the input; a *prediction* has the target's shape and physical units.
+A new task is a subclass of Task in TASKS (the README adds one). With several data sets each has its own object of a
+task, with its own classes or range, which reads its part of the head that they share (`join`, `select`).
+
+Shapes: a *label* is what a file gives, numpy (H, W) or (H, W, 3); a *target* is a batch of labels on the device,
+(B, H, W) or (B, 3, H, W); *raw* is the output of the head, (B, channels, h, w), smaller than the input; a
+*prediction* has the target's shape and physical units.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -22,8 +26,8 @@ from torch import Tensor
 
 import loss
 from config import Config, convert, near
-from geometry import View, resize_raw
-from metrics import DepthMetrics, NormalMetrics, Protocol, SegmentationMetrics
+from geometry import View, normals_from_depth, resize_raw, unit
+from metrics import DepthMetrics, Metrics, NormalMetrics, Protocol, SegmentationMetrics
 from utils import class_palette, read_label, write_png
 
 NO_CLASS = 255  # "no label" in segmentation labels, whatever number the data set uses for it
@@ -49,28 +53,48 @@ class Task(ABC):
     best: ClassVar[str]  # the metric that decides
     directions: ClassVar[Mapping[str, int]]  # metric -> 1: higher is better, -1: lower is better
     fill: ClassVar[float] = 0.0  # "no label" in a label
+    derived_from: ClassVar[str] = ""  # a task from whose label `derive` makes this task's, where a frame has no file
+    needs_camera: ClassVar[bool] = False  # `derive` does
+    sure: ClassVar[float] = 0.7  # confidence from which on a teacher's prediction becomes a label
 
     interpolation: str = "bilinear"  # how raw output is brought to full size
 
     # A data set: its section of dataset.yaml, and its files.
 
     @classmethod
-    @abstractmethod
     def read_section(cls, section: Mapping[str, object], where: str) -> dict[str, object]:
         """Checks the section `name:` of a dataset.yaml and converts its values. Raises ValueError."""
+        check_keys(section, set(), where)
+        return {}
 
     @classmethod
-    @abstractmethod
     def from_section(cls, section: Mapping[str, object], config: Config) -> Task:
         """The task for a data set with this section."""
+        return cls()
+
+    def section(self) -> dict[str, object]:
+        """The section, in plain types, that describes the files that `save` writes."""
+        return {}
+
+    @classmethod
+    def join(cls, tasks: Mapping[str, Task], merge: bool) -> tuple[Task, dict[str, Task]]:
+        """{data set: its task} -> the task of the head that they share, {data set: its task as part of that}.
+
+        Raises ValueError when they do not go together.
+        """
+        return next(iter(tasks.values())), dict(tasks)
 
     @abstractmethod
     def read(self, path: Path, section: Mapping[str, object]) -> np.ndarray:
         """A label file -> label. Raises ValueError that names the file."""
 
-    @abstractmethod
     def no_label(self, height: int, width: int) -> np.ndarray:
         """A label without anything labelled."""
+        return np.full((height, width), self.fill, np.float32)
+
+    def derive(self, label: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
+        """The label of the task `derived_from` -> a label of this task. camera: fx, fy, cx, cy of this frame."""
+        raise NotImplementedError
 
     def view(self, label: np.ndarray, view: View) -> np.ndarray:
         """The label as the view's camera sees it; never interpolated."""
@@ -82,9 +106,13 @@ class Task(ABC):
     # The network.
 
     @property
-    @abstractmethod
     def channels(self) -> int:
         """Outputs of the head."""
+        return 1
+
+    def select(self, raw: Tensor) -> Tensor:
+        """The outputs of the shared head -> this data set's, (B, channels, h, w)."""
+        return raw
 
     @abstractmethod
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
@@ -98,18 +126,45 @@ class Task(ABC):
         """Scores of a zoomed and mirrored picture -> scores of the picture."""
         return scores.flip(-1) if mirror else scores
 
-    @abstractmethod
     def decide(self, scores: Tensor) -> Tensor:
         """Scores -> prediction."""
+        return scores[:, 0]
+
+    def confidence(self, scores: Tensor, mirrored: Tensor) -> Tensor:
+        """Scores of a picture and, `undo`ne, of its mirror image -> how sure it is, (B, H, W) in 0..1.
+
+        By default how much less than 1 the two differ, which suits probabilities.
+        """
+        return 1 - (scores - mirrored).abs().amax(1)
 
     def decode(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
         """raw -> prediction at full size."""
         return self.decide(self.scores(raw, size))
 
+    # Labels of teachers, see teach.py.
+
+    @classmethod
+    def from_teacher(cls, section: Mapping[str, object], where: str) -> Task:
+        """The task of a network of others, whose outputs are described like the labels of a data set."""
+        return cls.from_section(cls.read_section(section, where), Config())
+
+    def translation(
+        self, section: Mapping[str, object] | None, names: Mapping[str, str], where: str
+    ) -> tuple[Task, Callable[[np.ndarray], np.ndarray]]:
+        """The data set's own task (`section` is its section, None when it has none), and a function from a prediction
+        of this task to one of that. `names` rename classes. Raises ValueError when they do not fit."""
+        if names:
+            raise ValueError(f"--map: {self.name} has no classes")
+        return (self if section is None else self.from_section(section, Config())), lambda prediction: prediction
+
+    def blank(self, prediction: np.ndarray, sure: np.ndarray) -> np.ndarray:
+        """The prediction, (H, W) or (3, H, W), with "no label" where `sure` (H, W) is False."""
+        return np.where(sure, prediction, prediction.dtype.type(self.fill))
+
     # Reports.
 
     @abstractmethod
-    def metrics(self, protocol: Protocol) -> SegmentationMetrics | DepthMetrics | NormalMetrics:
+    def metrics(self, protocol: Protocol) -> Metrics:
         """A new accumulator."""
 
     @abstractmethod
@@ -131,12 +186,14 @@ class Segmentation(Task):
 
     name = "segmentation"
     best = "miou"
-    directions: ClassVar = {"miou": 1, "pixel_accuracy": 1, "class_accuracy": 1, "iou": 1}
+    directions: ClassVar = {"miou": 1, "pixel_accuracy": 1, "class_accuracy": 1, "dice": 1, "iou": 1}
     fill = NO_CLASS
 
     classes: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
     class_weights: tuple[float, ...] = ()  # () = all 1
+    outputs: tuple[int, ...] = ()  # which outputs of the shared head are its classes; () = all, in order
+    loss_kind: str = "cross_entropy"  # cross_entropy | dice | cross_entropy+dice
 
     @classmethod
     def read_section(cls, section: Mapping[str, object], where: str) -> dict[str, object]:
@@ -164,7 +221,43 @@ class Segmentation(Task):
 
     @classmethod
     def from_section(cls, section: Mapping[str, object], config: Config) -> Segmentation:
-        return cls(classes=section["classes"], colors=section["colors"])
+        return cls(classes=section["classes"], colors=section["colors"], loss_kind=config.segmentation_loss)
+
+    def section(self) -> dict[str, object]:
+        return {"classes": list(self.classes), "colors": [list(color) for color in self.colors], "ignore": NO_CLASS}
+
+    @classmethod
+    def join(cls, tasks: Mapping[str, Segmentation], merge: bool) -> tuple[Segmentation, dict[str, Task]]:
+        """Equal class lists share their outputs; others get outputs of their own, unless `merge` joins equal names.
+
+        As in the paper (section IV-D), 46 outputs are the 40 classes of NYUDv2 and then the 6 of KITTI.
+        """
+        joined: dict[tuple[str, ...], int] = {}  # (class,) when merged, else (class, data set that brought its list)
+        owners: dict[tuple[str, ...], str] = {}  # class list -> the first data set that has it
+        colors, parts = [], {}
+        for name, task in tasks.items():
+            owner = owners.setdefault(task.classes, name)
+            keys = [(item,) if merge else (item, owner) for item in task.classes]
+            for key, color in zip(keys, task.colors, strict=True):
+                if key not in joined:
+                    joined[key] = len(joined)
+                    colors.append(color)
+            parts[name] = tuple(joined[key] for key in keys)
+        if len(joined) > NO_CLASS:
+            raise ValueError(
+                f"data: the class lists of {', '.join(owners.values())} have {len(joined)} classes together; "
+                f"at most {NO_CLASS} fit into 8-bit masks"
+            )
+        count = Counter(key[0] for key in joined)
+        names = tuple(key[0] if count[key[0]] == 1 else f"{key[0]} ({key[1]})" for key in joined)
+        everything = tuple(range(len(names)))
+        first = next(iter(tasks.values()))
+        union = cls(first.interpolation, names, _different(colors), loss_kind=first.loss_kind)
+        # A data set that has all classes in order reads the head as it is.
+        return union, {
+            name: dataclasses.replace(task, outputs=() if parts[name] == everything else parts[name])
+            for name, task in tasks.items()
+        }
 
     def read(self, path: Path, section: Mapping[str, object]) -> np.ndarray:
         label = read_label(path)
@@ -188,9 +281,17 @@ class Segmentation(Task):
     def channels(self) -> int:
         return len(self.classes)
 
+    def select(self, raw: Tensor) -> Tensor:
+        return raw[:, self.outputs] if self.outputs else raw
+
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
         weights = torch.tensor(self.class_weights, device=raw.device) if self.class_weights else None
-        return loss.cross_entropy(resize_raw(raw, target.shape[-2:]), target, target != NO_CLASS, weights)
+        logits, valid = resize_raw(raw, target.shape[-2:]), target != NO_CLASS
+        parts = {
+            "cross_entropy": lambda: loss.cross_entropy(logits, target, valid, weights),
+            "dice": lambda: loss.dice(logits, target, valid),
+        }
+        return sum((parts[name]() for name in self.loss_kind.split("+")), start=logits.new_zeros(()))
 
     def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
         return super().scores(raw, size).softmax(1)
@@ -201,8 +302,34 @@ class Segmentation(Task):
     def decode(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
         return self.decide(resize_raw(raw, size, self.interpolation))  # softmax does not change the largest
 
+    def confidence(self, scores: Tensor, mirrored: Tensor) -> Tensor:
+        """The probability of the class that is chosen."""
+        return ((scores + mirrored) / 2).amax(1)
+
     def metrics(self, protocol: Protocol) -> SegmentationMetrics:
         return SegmentationMetrics(self.classes)
+
+    def translation(
+        self, section: Mapping[str, object] | None, names: Mapping[str, str], where: str
+    ) -> tuple[Task, Callable[[np.ndarray], np.ndarray]]:
+        for name in names:
+            if name not in self.classes:
+                raise ValueError(f"--map: the teacher has no class {name!r}{near(name, self.classes)}")
+        renamed = [names.get(name, name) for name in self.classes]
+        if section is None:
+            if names:
+                raise ValueError("--map: the data set has no class list: the labels take the teacher's")
+            return self, lambda prediction: prediction
+        target = self.from_section(section, Config())
+        unknown = [name for name in renamed if name != "-" and name not in target.classes]
+        if unknown:
+            raise ValueError(
+                f"{where}: {len(unknown)} of the teacher's {len(self.classes)} classes are not the data set's, such as "
+                f"{unknown[0]!r}{near(unknown[0], target.classes)}; --map FILE says which are which (or - for none)"
+            )
+        table = np.full(256, NO_CLASS, np.uint8)
+        table[: len(renamed)] = [NO_CLASS if name == "-" else target.classes.index(name) for name in renamed]
+        return target, lambda prediction: table[prediction]
 
     @property
     def palette(self) -> np.ndarray:
@@ -254,6 +381,25 @@ class Depth(Task):
     def from_section(cls, section: Mapping[str, object], config: Config) -> Depth:
         return cls(max_m=section["max"], activation=config.depth_activation)
 
+    sure = 0.9
+
+    @property
+    def metres_per_unit(self) -> float:
+        """Of the files that `save` writes: millimetres, or where 16 bits of these do not reach, 1/256 m as in KITTI."""
+        return 0.001 if self.max_m <= 65 else 1 / 256
+
+    def section(self) -> dict[str, object]:
+        return {"metres_per_unit": self.metres_per_unit, "max": self.max_m}
+
+    @classmethod
+    def from_teacher(cls, section: Mapping[str, object], where: str) -> Depth:
+        # Others' networks give metres, or what `scale` makes metres of.
+        return dataclasses.replace(super().from_teacher({"metres_per_unit": 1.0, **section}, where), activation="abs")
+
+    @classmethod
+    def join(cls, tasks: Mapping[str, Depth], merge: bool) -> tuple[Depth, dict[str, Task]]:
+        return max(tasks.values(), key=lambda task: task.max_m), dict(tasks)
+
     def read(self, path: Path, section: Mapping[str, object]) -> np.ndarray:
         label = read_label(path)
         if label.ndim != 2 or label.dtype == bool:
@@ -261,19 +407,14 @@ class Depth(Task):
         depth = np.nan_to_num(label.astype(np.float32), posinf=0, neginf=0) * np.float32(section["metres_per_unit"])
         return np.where((depth > 0) & (depth <= section["max"]), depth, np.float32(0))
 
-    def no_label(self, height: int, width: int) -> np.ndarray:
-        return np.zeros((height, width), np.float32)
-
     def view(self, label: np.ndarray, view: View) -> np.ndarray:
         # What a zoom of z shows is what the same camera would see of the scene at 1/z of the distance.
         return super().view(label, view) / np.float32(view.zoom)
 
-    @property
-    def channels(self) -> int:
-        return 1
-
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        return loss.berhu(self.scores(raw, target.shape[-2:])[:, 0], target, target > 0)
+        # In tenths of the range: beside a room of 10 m, a road of 80 m would be all that counts.
+        error = loss.berhu(self.scores(raw, target.shape[-2:])[:, 0], target, target > 0)
+        return error * (10 / self.max_m)
 
     def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
         return self.ACTIVATIONS[self.activation](super().scores(raw, size))
@@ -281,8 +422,9 @@ class Depth(Task):
     def undo(self, scores: Tensor, zoom: float, mirror: bool) -> Tensor:
         return super().undo(scores, zoom, mirror) * zoom
 
-    def decide(self, scores: Tensor) -> Tensor:
-        return scores[:, 0]
+    def confidence(self, scores: Tensor, mirrored: Tensor) -> Tensor:
+        """The ratio of the smaller to the larger distance."""
+        return (torch.minimum(scores, mirrored) / torch.maximum(scores, mirrored).clamp(min=1e-6))[:, 0]
 
     def metrics(self, protocol: Protocol) -> DepthMetrics:
         return DepthMetrics(protocol)
@@ -300,8 +442,8 @@ class Depth(Task):
         ]
 
     def save(self, prediction: np.ndarray, path: Path) -> None:
-        """16 bits in millimetres."""
-        write_png(path, (prediction * 1000).round().clip(0, 65535).astype(np.uint16))
+        """16 bits, `metres_per_unit`."""
+        write_png(path, (prediction / self.metres_per_unit).round().clip(0, 65535).astype(np.uint16))
 
 
 @dataclass(frozen=True)
@@ -314,15 +456,9 @@ class Normals(Task):
     name = "normals"
     best = "mean"
     directions: ClassVar = {"mean": -1, "median": -1, "within_11.25": 1, "within_22.5": 1, "within_30": 1}
-
-    @classmethod
-    def read_section(cls, section: Mapping[str, object], where: str) -> dict[str, object]:
-        check_keys(section, set(), where)
-        return {}
-
-    @classmethod
-    def from_section(cls, section: Mapping[str, object], config: Config) -> Normals:
-        return cls()
+    derived_from = "depth"
+    needs_camera = True
+    sure = 0.95
 
     def read(self, path: Path, section: Mapping[str, object]) -> np.ndarray:
         label = read_label(path)
@@ -332,6 +468,9 @@ class Normals(Task):
 
     def no_label(self, height: int, width: int) -> np.ndarray:
         return np.zeros((height, width, 3), np.float32)
+
+    def derive(self, label: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
+        return normals_from_depth(label, camera)
 
     def view(self, label: np.ndarray, view: View) -> np.ndarray:
         # The picture's changes of the scene are p' = A p; planes then have the normals A^-T n. In order: the
@@ -364,6 +503,10 @@ class Normals(Task):
     def decide(self, scores: Tensor) -> Tensor:
         return F.normalize(scores, dim=1)
 
+    def confidence(self, scores: Tensor, mirrored: Tensor) -> Tensor:
+        """The cosine of the angle between the two."""
+        return F.cosine_similarity(scores, mirrored, dim=1).clamp(min=0)
+
     def metrics(self, protocol: Protocol) -> NormalMetrics:
         return NormalMetrics()
 
@@ -374,16 +517,24 @@ class Normals(Task):
         return np.where(normal.any(2, keepdims=True), color, 0).astype(np.uint8)
 
     def save(self, prediction: np.ndarray, path: Path) -> None:
-        write_png(path, ((prediction.transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype(np.uint8))
+        normal = prediction.transpose(1, 2, 0)
+        stored = np.where(normal.any(2, keepdims=True), ((normal + 1) * 127.5).round().clip(0, 255), 0)
+        write_png(path, stored.astype(np.uint8))
 
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Segmentation, Depth, Normals)}
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """(..., 3) -> the same directions with length 1; zero stays zero."""
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(length > 0, length, 1)
+def _different(colors: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
+    """The colours, where one stands twice replaced by one of the palette that is free."""
+    used = set(colors)
+    free = (color for color in map(tuple, class_palette()[1:].tolist()) if color not in used)
+    seen: set[tuple[int, int, int]] = set()
+    result = []
+    for color in colors:
+        result.append(next(free) if color in seen else color)
+        seen.add(color)
+    return tuple(result)
 
 
 def check_keys(section: object, known: set[str], where: str) -> None:

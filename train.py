@@ -14,7 +14,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -23,11 +23,13 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 import rooms
 from config import Config, Parser, add_settings, config_from, make_config, near, plain, settings_from
-from dataset import Frames, class_frequencies, eval_loader, make_tasks, read_folder, read_list, train_loader
+from dataset import Frames, Mixture, class_frequencies, eval_loader, steps_per_epoch, train_loader
 from evaluate import evaluate, predict_batch
+from folders import label_tasks, make_domains, read_folder, read_list, refuse_shared_frames
 from model import Network, build_network, count_cost, freeze_batch_norm
 from optimize import Training, check_finite
 from tasks import Task, tasks_from_plain
@@ -59,9 +61,10 @@ def validation_picture(network: Network, frames: Frames, index: int, device: tor
     """A validation frame: the image, then each task's label and prediction."""
     sample = frames[index]
     size = tuple(sample["image"].shape[1:])
-    prediction = predict_batch(network, sample["image"][None].to(device), dict.fromkeys(network.tasks, size))
+    image = sample["image"][None].to(device)
+    prediction = predict_batch(network, image, dict.fromkeys(network.tasks, size), tasks=frames.tasks)
     panels = [("image", sample["image"].permute(1, 2, 0).numpy(), [])]
-    for name, task in network.tasks.items():
+    for name, task in frames.tasks.items():
         shown = prediction[name][0].cpu().numpy()
         label = sample[name].numpy()
         picture = task.draw(label)
@@ -72,42 +75,93 @@ def validation_picture(network: Network, frames: Frames, index: int, device: tor
     return side_by_side(panels)
 
 
-def summary(training: Training, train_frames: Frames, val_frames: Frames, epoch_batches: int, total: int) -> str:
+def summary(training: Training, mixture: Mixture, val: Mapping[str, Frames], epoch_steps: int) -> str:
     """The first lines of a training."""
     config, device = training.config, training.device
     parameters, operations = count_cost(training.evaluated, *config.crop)
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     cost = f"{parameters:,} parameters, {operations / 1e9:.2f} G multiply-adds at {config.crop[1]}x{config.crop[0]}"
     weights = ", ".join(f"{name} (weight {config.loss_weights.get(name, 1):g})" for name in training.network.tasks)
-    frames = f"{len(train_frames)} training and {len(val_frames)} validation frames"
-    return "\n".join([
+    lines = [
         f"device    {machine(device)}, {str(training.precision).removeprefix('torch.')}, {versions}",
-        f"network   {config.encoder}, {cost}",
-        f"tasks     {weights}",
-        f"data      {config.data}: {frames}, {epoch_batches} batches an epoch, {total} in all",
-        f"settings  {' '.join(f'{name}={value}' for name, value in plain(config).items())}",
-    ])  # fmt: skip
+        f"network   {config.encoder}, {config.decoder}, {cost}",
+        f"tasks     {weights}, {config.task_weighting}",
+    ]
+    for part, share in zip(mixture.parts, mixture.shares, strict=True):
+        name, labels = part.folder.name, []
+        for task, of_frames in zip(part.tasks, zip(*map(part.weights, range(len(part))), strict=True), strict=True):
+            human, taught = of_frames.count(1.0), sum(0 < weight != 1 for weight in of_frames)
+            teacher = f" + {taught} of a teacher (weight {config.teacher_weight:g})" if taught else ""
+            labels.append(f"{human} {task}{teacher}")
+        lines.append(
+            f"data      {name}: share {share / sum(mixture.shares):.0%}, {len(part)} training frames "
+            f"({', '.join(labels)}), {len(val[name])} validation frames"
+        )
+    lines.append(f"steps     {epoch_steps} an epoch, {training.total_steps} in all, {config.accumulate} batches each")
+    lines.append(f"settings  {' '.join(f'{name}={value}' for name, value in plain(config).items())}")
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------------------------------------- training
 
 
-def load_data(config: Config, resume: Mapping[str, object] | None) -> tuple[Frames, Frames]:
-    """The training and the validation frames, with the tasks of `config`, or of the checkpoint to resume."""
-    if config.data == Config.data and not Path(config.data).exists():
-        print(f"{config.data} does not exist: generating it, once")
-        rooms.write(Path(config.data), workers=2)
-    data = read_folder(config.data)
-    tasks = tasks_from_plain(resume["tasks"]) if resume else make_tasks(data, config)
-    train_frames = Frames(data, read_list(data, config.train_split), tasks, config, train=True)
-    if config.cache:
-        train_frames.decode_all()
-    if config.class_weights == "log" and not resume:
-        for name, task in tasks.items():
-            if hasattr(task, "class_weights"):
-                weights = 1 / np.log(1.02 + class_frequencies(train_frames, task))
-                tasks[name] = dataclasses.replace(task, class_weights=tuple(weights.tolist()))
-    return train_frames, Frames(data, read_list(data, config.val_split), tasks, config, train=False)
+def load_data(
+    config: Config, resume: Mapping[str, object] | None
+) -> tuple[dict[str, Task], Mixture, dict[str, Frames]]:
+    """The tasks of the heads, the training frames, and each data set's validation frames.
+
+    The tasks are those of `config`, or of the checkpoint to resume.
+    """
+    if config.data == Config().data and not Path(next(iter(config.data))).exists():
+        print(f"{next(iter(config.data))} does not exist: generating it, once")
+        rooms.write(Path(next(iter(config.data))), workers=2)
+    folders = [read_folder(path, config.teacher_labels) for path in config.data]
+    if config.teacher_labels and not any(folder.taught for folder in folders):
+        raise ValueError(
+            f"teacher_labels: no data set has labels in {config.teacher_labels}/: python teach.py makes them"
+        )
+    heads, domains = make_domains(folders, config)
+    if resume:
+        stored = {name: tasks_from_plain(tasks) for name, tasks in resume["domains"].items()}
+        if stored.keys() != domains.keys():
+            raise ValueError(f"data: {', '.join(domains)}, but the run was started with {', '.join(stored)}")
+        heads, domains = tasks_from_plain(resume["tasks"]), stored
+    parts, val = [], {}
+    for folder in folders:
+        train_list = read_list(folder, config.train_split, config.teacher_labels)
+        val_list = read_list(folder, config.val_split)
+        if config.val_split != config.train_split:  # who names one split for both wants to see what is learnt by heart
+            refuse_shared_frames([frame for part in parts for frame in part.frames] + train_list, val_list)
+        part = Frames(folder, train_list, domains[folder.name], config, train=True)
+        if config.cache:
+            part.decode_all()
+        if config.class_weights == "log" and not resume:
+            for name, task in part.tasks.items():
+                if hasattr(task, "class_weights") and name in label_tasks(folder):
+                    weights = 1 / np.log(1.02 + class_frequencies(part, task))
+                    part.tasks[name] = dataclasses.replace(task, class_weights=tuple(weights.tolist()))
+        parts.append(part)
+        val[folder.name] = Frames(folder, val_list, part.tasks, config, train=False)
+    return heads, Mixture(parts, list(config.data.values())), val
+
+
+def evaluate_all(
+    network: Network, loaders: Mapping[str, DataLoader], device: torch.device, precision: torch.dtype
+) -> dict[str, float]:
+    """{"task/metric": value}, or {"data set/task/metric": value} with several data sets."""
+    values = {}
+    for name, loader in loaders.items():
+        prefix = f"{name}/" if len(loaders) > 1 else ""
+        found = evaluate(network, loader, device, precision, tasks=loader.dataset.tasks)
+        values |= {prefix + key: value for key, value in found.items()}
+    return values
+
+
+def mean_losses(steps: Sequence[tuple[int, Mapping[str, Tensor]]]) -> dict[str, float]:
+    """The mean of each loss over the steps that have it."""
+    names = dict.fromkeys(name for _, losses in steps for name in losses)
+    having = {name: [losses[name] for _, losses in steps if name in losses] for name in names}
+    return {name: torch.stack(values).mean().item() for name, values in having.items()}
 
 
 def train(config: Config, folder: Path, resume: Mapping[str, object] | None = None) -> None:
@@ -117,102 +171,120 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
     seed_everything(config.seed)
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
-    train_frames, val_frames = load_data(config, resume)
-    tasks = val_frames.tasks
-    best_name = config.best_metric or next(f"{name}/{task.best}" for name, task in tasks.items())
-    sign = direction(best_name, tasks)
-    first_batch = resume["training"]["batches"] if resume else 0
-    loader = train_loader(train_frames, config, first_batch, pin=device.type == "cuda")
-    val_loader = eval_loader(val_frames, config, pin=device.type == "cuda")
-    epoch_batches = loader.batch_sampler.batches_per_epoch
-    total = epoch_batches * config.epochs
-    if first_batch >= total:
+    tasks, mixture, val = load_data(config, resume)
+    headlines = {
+        f"{name}/{task}/{own.best}" if len(val) > 1 else f"{task}/{own.best}": own.directions[own.best]
+        for name, frames in val.items()
+        for task, own in frames.tasks.items()
+        if task in label_tasks(frames.folder)
+    }
+    best_name = config.best_metric or next(iter(headlines))
+    sign = direction(best_name, tasks, list(val))
+    epoch_steps = steps_per_epoch(mixture, config)
+    total = epoch_steps * config.epochs
+    first_step = resume["training"]["data_steps"] if resume else 0
+    loader = train_loader(mixture, config, total, first_step, pin=device.type == "cuda")
+    val_loaders = {name: eval_loader(frames, config, pin=device.type == "cuda") for name, frames in val.items()}
+    if first_step >= total:
         print(f"{folder} is complete: {config.epochs} epochs")
         return
 
     # Network
-    network = build_network(config, tasks, load_encoder=not resume).to(device)
+    domains = {name: frames.tasks for name, frames in val.items()}
+    network = build_network(config, tasks, domains, load_encoder=not resume).to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     training = Training(network, config, device, precision, total)
     if resume:
         training.restore(resume, folder / "last.pt")
-    print(f"run       {folder}\n{summary(training, train_frames, val_frames, epoch_batches, total)}", flush=True)
+    print(f"run       {folder}\n{summary(training, mixture, val, epoch_steps)}", flush=True)
     with whole_file(folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(plain(config), sort_keys=False))
     network.train()
     if config.freeze_bn:
         freeze_batch_norm(network)
     if config.compile:
-        network.compile()
+        network.encoder.compile()
+        network.decoder.compile()
 
-    log = Log(folder, total, first_batch)
+    log = Log(folder, total, first_step)
     stop = StopRequest()
     pending: list[tuple[int, dict[str, Tensor]]] = []  # losses that were not yet looked at
     saved_at = reported_at = time.monotonic()
     waited = 0.0
     batches = iter(loader)
-    for done in range(first_batch + 1, total + 1):
+    for done in range(first_step + 1, total + 1):
         # Step
         began = time.monotonic()
-        batch = next(batches)
+        step = [next(batches) for _ in range(config.accumulate)]
         waited += time.monotonic() - began
-        pending.append((done, training.backward(batch)))
-        training.batches = done
-        whole_step = done % config.accumulate == 0 or done == total
-        if whole_step:
-            training.update()
+        pending.append((done, training.take_step(step)))
         log.bar.update()
 
         # Report
-        epoch_ended, epoch = done % epoch_batches == 0, done // epoch_batches
+        epoch_ended, epoch = done % epoch_steps == 0, done // epoch_steps
         due = config.save_minutes and time.monotonic() - saved_at > 60 * config.save_minutes
         if done % config.log_every == 0 or epoch_ended or due or stop.requested:
             check_finite(pending)
         if done % config.log_every == 0 or done == total:
             elapsed = time.monotonic() - reported_at
-            means = {name: sum(float(losses[name]) for _, losses in pending) / len(pending) for name in tasks}
+            means = mean_losses(pending)
+            frames = len(pending) * config.batch_size * config.accumulate
             log.losses(done, means, {
-                "images_per_s": len(pending) * config.batch_size / elapsed, "waiting_for_data": waited / elapsed,
+                "images_per_s": frames / elapsed, "waiting_for_data": waited / elapsed,
                 "lr_encoder": config.lr_encoder * training.rate, "lr_decoder": config.lr_decoder * training.rate,
-                "epoch": done / epoch_batches,
+                **{f"weight/{name}": value for name, value in training.weighting.factors().items()},
+                "epoch": done / epoch_steps,
             })  # fmt: skip
             pending.clear()
             waited, reported_at = 0.0, time.monotonic()
 
         # Evaluate
+        if epoch_ended:
+            training.end_epoch()
         if epoch_ended and (epoch % config.eval_every == 0 or epoch == config.epochs):
             began = time.monotonic()
-            training.metrics = evaluate(training.evaluated, val_loader, device, precision)
+            training.metrics = evaluate_all(training.evaluated, val_loaders, device, precision)
             if best_name not in training.metrics:
                 raise ValueError(f"best_metric: the split {config.val_split!r} has no labels for {best_name!r}")
             is_best = training.best is None or sign * training.metrics[best_name] > sign * training.best
-            log.metrics(done, f"epoch {epoch}/{config.epochs}{' (best)' if is_best else ''}", training.metrics,
-                        [f"{name}/{task.best}" for name, task in tasks.items()])  # fmt: skip
-            for index in range(min(3, len(val_frames))):
-                log.picture(done, f"val/{index}", validation_picture(training.evaluated, val_frames, index, device))
+            title = f"epoch {epoch}/{config.epochs}{' (best)' if is_best else ''}"
+            log.metrics(done, title, training.metrics, list(headlines))
+            for name, frames in val.items():
+                for index in range(min(3, len(frames))):
+                    picture = validation_picture(training.evaluated, frames, index, device)
+                    log.picture(done, f"val/{name}/{index}", picture)
             if is_best:
                 training.best = training.metrics[best_name]
                 training.save(folder / "best.pt", resumable=False)
             reported_at += time.monotonic() - began
 
-        # Save. Between accumulated batches there is a part of a gradient that no checkpoint holds.
-        if whole_step and (epoch_ended or due or stop.requested):
+        # Save
+        if epoch_ended or due or stop.requested:
             training.save(folder / "last.pt", resumable=True)
             saved_at = time.monotonic()
             if stop.requested and done < total:
                 log.close()
-                print(f"stopped after batch {done}; go on with: python train.py --resume {folder}")
+                print(f"stopped after step {done}; go on with: python train.py --resume {folder}")
                 sys.exit(128 + stop.requested)
     log.close()
     print(f"best {best_name} {training.best:.4f}, in {folder / 'best.pt'}")
 
 
-def direction(metric: str, tasks: Mapping[str, Task]) -> int:
-    """1 when a higher value of "task/metric" is better, -1 when a lower one is. Raises ValueError for others."""
-    known = {f"{name}/{key}": sign for name, task in tasks.items() for key, sign in task.directions.items()}
-    task, _, name = metric.partition("/")
-    stem = f"{task}/{name.partition('/')[0]}"  # segmentation/iou/chair is of the kind segmentation/iou
+def direction(metric: str, tasks: Mapping[str, Task], domains: Sequence[str]) -> int:
+    """1 when a higher value of "task/metric" is better, -1 when a lower one is. Raises ValueError for others.
+
+    With several data sets it is "data set/task/metric".
+    """
+    prefixes = [f"{name}/" for name in domains] if len(domains) > 1 else [""]
+    known = {
+        f"{prefix}{name}/{key}": sign
+        for prefix in prefixes
+        for name, task in tasks.items()
+        for key, sign in task.directions.items()
+    }
+    # segmentation/iou/chair is of the kind segmentation/iou
+    stem = next((name for name in known if metric == name or metric.startswith(f"{name}/")), metric)
     if stem not in known:
         raise ValueError(f"best_metric is {metric!r}{near(metric, known)}; allowed: {', '.join(known)}")
     return known[stem]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -88,3 +92,49 @@ def only_error_line(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, done.stderr
     return lines[0]
+
+
+def start(arguments: list[object]) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(path: Path, line: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not (path.is_file() and line in path.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.02)
+
+
+# ---------------------------------------------------------------------------------------------- preparing data sets
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def only_holds(folder: Path, *names: str) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+
+
+def png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return file.getvalue()
+
+
+def small_frame(number: int, height: int = 13, width: int = 17) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image (H, W, 3), mask (H, W) of ids 0..39 and 255, depth (H, W) in 1/5000 m."""
+    rng = np.random.default_rng(number)
+    mask = rng.choice([*range(40), 255], (height, width)).astype(np.uint8)
+    return rng.integers(0, 256, (height, width, 3), np.uint8), mask, rng.integers(5000, 49000, mask.shape, np.uint16)
+
+
+def write_zip(path: Path, members: dict[str | zipfile.ZipInfo, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return path

@@ -13,15 +13,8 @@ from conftest import shared
 from PIL import Image
 
 from config import Config, make_config
-from dataset import (
-    EpochSampler,
-    Frames,
-    eval_loader,
-    make_tasks,
-    read_folder,
-    read_list,
-    train_loader,
-)  # fmt: skip
+from dataset import Frames, Mixture, StepSampler, eval_loader, steps_per_epoch, train_loader
+from folders import make_tasks, read_folder, read_list
 from geometry import View, fitted_size, random_view, resize_image
 from tasks import NO_CLASS, Depth, Normals, Segmentation, unit
 
@@ -196,26 +189,15 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(rooms_folder):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loaders_give_the_same_with_any_number_of_workers(rooms_folder, workers):
-    config = dataclasses.replace(Config(), crop=(48, 48), workers=workers, batch_size=4, epochs=2)
+    config = dataclasses.replace(Config(), crop=(48, 48), workers=workers, batch_size=4)
     frames = frames_of(rooms_folder, config, train=True)
     frames.decode_all()
-    batches = list(train_loader(frames, config))
+    mixture = Mixture([frames], [1.0])
+    batches = list(train_loader(mixture, config, steps=6))
     assert len(batches) == 6
     # The sum pins order and augmentation; both parametrisations must agree with loading in this process.
-    expected = [frames[key]["image"].sum() for batch in EpochSampler(12, 4, 2, 0) for key in batch]
+    expected = [mixture[key]["image"].sum() for batch in StepSampler(mixture, config, 6) for key in batch]
     assert [image.sum() for batch in batches for image in batch["image"]] == expected
-
-
-def test_the_order_is_a_permutation_an_epoch_and_resumes_anywhere():
-    whole = list(EpochSampler(frames=13, batch_size=4, epochs=3, seed=7))
-    assert len(whole) == 9
-    for epoch in range(3):
-        keys = [key for batch in whole[3 * epoch : 3 * epoch + 3] for key in batch]
-        assert len(set(keys)) == 12 and {key[0] for key in keys} == {epoch}
-    assert whole[0] != [(0, index) for _, index in whole[3]]
-    for first in range(10):
-        sampler = EpochSampler(13, 4, 3, 7, first)
-        assert list(sampler) == whole[first:] and len(sampler) == 9 - first
 
 
 def test_evaluation_counts_every_frame_of_every_size(rooms_folder, tmp_path):
@@ -357,7 +339,7 @@ def test_real_frames(name):
 def test_too_few_frames_for_a_batch(rooms_folder):
     config = dataclasses.replace(PLAIN, batch_size=13)
     with pytest.raises(ValueError, match="batch_size is 13, but the data set has 12 training frames"):
-        train_loader(frames_of(rooms_folder, config, train=True), config)
+        steps_per_epoch(Mixture([frames_of(rooms_folder, config, train=True)], [1.0]), config)
 
 
 @pytest.mark.parametrize(
@@ -379,4 +361,4 @@ def test_a_task_without_labels_in_the_data_set(rooms_folder, tmp_path):
     values = yaml.safe_load((folder / "dataset.yaml").read_text())
     (folder / "dataset.yaml").write_text(yaml.safe_dump(values | {"columns": ["image", "segmentation"]}))
     with pytest.raises(ValueError, match="has no depth labels; it has: segmentation"):
-        make_tasks(read_folder(folder), Config())
+        make_domains([read_folder(folder)], Config())

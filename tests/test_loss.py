@@ -12,9 +12,9 @@ RANDOM = torch.Generator().manual_seed(0)
 def make(name: str) -> tuple:
     """(function, prediction (2, ...), target, valid) of odd size."""
     valid = torch.rand(2, 7, 9, generator=RANDOM) > 0.3
-    if name == "cross_entropy":
+    if name in ("cross_entropy", "dice"):
         return (
-            loss.cross_entropy,
+            getattr(loss, name),
             torch.randn(2, 5, 7, 9, generator=RANDOM),
             torch.randint(0, 5, (2, 7, 9), generator=RANDOM),
             valid,
@@ -25,7 +25,7 @@ def make(name: str) -> tuple:
     return loss.cosine, torch.randn(2, 3, 7, 9, generator=RANDOM), target, valid
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "berhu", "cosine"])
+@pytest.mark.parametrize("name", ["cross_entropy", "dice", "berhu", "cosine"])
 class TestEveryLoss:
     def test_invalid_pixels_do_not_count(self, name):
         function, prediction, target, valid = make(name)
@@ -52,7 +52,7 @@ class TestEveryLoss:
     def test_a_perfect_prediction_has_a_finite_gradient(self, name):
         function, _, target, valid = make(name)
         perfect = (
-            target if name != "cross_entropy" else 50 * nn.functional.one_hot(target, 5).permute(0, 3, 1, 2)
+            50 * nn.functional.one_hot(target, 5).permute(0, 3, 1, 2) if target.dtype == torch.long else target
         ).float()
         perfect = perfect.clone().requires_grad_()
         value = function(perfect, target, valid)
@@ -84,3 +84,64 @@ def test_cosine_by_hand():
     prediction = torch.tensor([[2.0, 0, 0], [0, 3, 0]]).T.reshape(1, 3, 1, 2)
     target = torch.tensor([[1.0, 0, 0], [1, 0, 0]]).T.reshape(1, 3, 1, 2)
     assert loss.cosine(prediction, target, torch.ones(1, 1, 2, dtype=torch.bool)).item() == pytest.approx(0.5)
+
+
+def test_cross_entropy_of_two_classes_is_the_binary_one():
+    valid = torch.rand(2, 7, 9, generator=RANDOM) > 0.3
+    target = torch.randint(0, 2, (2, 7, 9), generator=RANDOM)
+    logits = (3 * torch.randn(2, 2, 7, 9, generator=RANDOM)).requires_grad_()
+    ours = loss.cross_entropy(logits, target, valid)
+    (gradient,) = torch.autograd.grad(ours, logits)
+    difference = logits[:, 1] - logits[:, 0]
+    binary = nn.functional.binary_cross_entropy_with_logits(difference[valid], target[valid].float())
+    assert torch.allclose(ours, binary)
+    assert torch.allclose(gradient, torch.autograd.grad(binary, logits)[0], atol=1e-7)
+
+
+def known_dice(*scores: float) -> float:
+    return pytest.approx(1 - sum(scores) / len(scores), abs=1e-6)
+
+
+def test_dice_by_hand():
+    # Shares of class 1: 0.8, 0.6, 0.1, of which the first two pixels are class 1; the fourth has no label.
+    share = torch.tensor([0.8, 0.6, 0.1, float("nan")])
+    logits = torch.stack([(1 - share).log(), share.log()]).view(1, 2, 1, 4)
+    target, valid = torch.tensor([[[1, 1, 0, 1]]]), torch.tensor([[[True, True, True, False]]])
+    front = 2 * (0.8 + 0.6) / (0.64 + 0.36 + 0.01 + 2)
+    back = 2 * 0.9 / (0.04 + 0.16 + 0.81 + 1)
+    assert loss.dice(logits, target, valid).item() == known_dice(front, back)
+    # Only class 1 occurs in the first two pixels: class 0 is left out.
+    assert loss.dice(logits, target, valid & (target == 1)).item() == known_dice(2 * 1.4 / (0.64 + 0.36 + 2))
+
+
+@pytest.mark.parametrize(
+    ("guess", "expected"), [((1, 1, 0, 0), 0.0), ((0, 0, 1, 1), 1.0), ((1, 0, 0, 0), 1 - (2 / 3 + 4 / 5) / 2)]
+)
+def test_dice_of_certain_predictions_is_one_minus_the_score_of_sets(guess, expected):
+    logits = 100 * nn.functional.one_hot(torch.tensor(guess), 2).T.reshape(1, 2, 2, 2).float()
+    target = torch.tensor([[[1, 1], [0, 0]]])
+    assert loss.dice(logits, target, torch.ones_like(target, dtype=torch.bool)).item() == pytest.approx(expected)
+
+
+def test_dice_ignores_nan_where_nothing_is_labelled():
+    _, logits, target, valid = make("dice")
+    garbage = logits.masked_fill(~valid[:, None], float("nan")).requires_grad_()
+    value = loss.dice(garbage, target.masked_fill(~valid, 255), valid)
+    value.backward()
+    assert torch.equal(value, loss.dice(logits, target, valid))
+    assert not garbage.grad[~valid[:, None].expand_as(garbage)].any()
+    assert garbage.grad.isfinite().all() and garbage.grad.any()
+
+
+def test_dice_takes_the_label_types_of_the_data():
+    _, logits, target, valid = make("dice")
+    assert torch.equal(loss.dice(logits, target.to(torch.uint8), valid), loss.dice(logits, target, valid))
+
+
+@pytest.mark.parametrize("function", [loss.dice, loss.cross_entropy])
+def test_gradients_are_those_of_finite_differences(function):
+    _, logits, target, valid = make("dice")
+    logits, target, valid = logits[:1, :, :2, :3].double().requires_grad_(), target[:1, :2, :3], valid[:1, :2, :3]
+    assert valid.any() and not valid.all()
+    # The losses compute in fp32 whatever comes in, hence the large step.
+    assert torch.autograd.gradcheck(lambda x: function(x, target, valid).double(), logits, eps=1e-2, atol=2e-4)

@@ -20,7 +20,8 @@ def test_segmentation_by_hand():
     )
     values = metrics.compute()
     assert values == pytest.approx({
-        "miou": (1 / 2 + 1 / 3) / 2, "pixel_accuracy": 0.5, "class_accuracy": 0.5, "iou/a": 1 / 2, "iou/b": 1 / 3,
+        "miou": (1 / 2 + 1 / 3) / 2, "pixel_accuracy": 0.5, "class_accuracy": 0.5,
+        "dice": (2 / 3 + 2 / 4) / 2, "iou/a": 1 / 2, "iou/b": 1 / 3,
     })  # fmt: skip
 
 
@@ -29,6 +30,7 @@ def test_segmentation_equals_torchmetrics():
     ours = SegmentationMetrics(CLASSES)
     theirs = torchmetrics.JaccardIndex("multiclass", num_classes=4, ignore_index=255, average="none")
     accuracy = torchmetrics.Accuracy("multiclass", num_classes=4, ignore_index=255, average="micro")
+    dice = torchmetrics.F1Score("multiclass", num_classes=4, ignore_index=255, average="macro")
     for height in (5, 8, 13):
         target = torch.randint(0, 4, (2, height, 11), generator=random)
         prediction = torch.where(torch.rand(target.shape, generator=random) < 0.6, target, (target + 1) % 4)
@@ -36,9 +38,13 @@ def test_segmentation_equals_torchmetrics():
         ours.update(prediction.to(torch.uint8), target.to(torch.uint8))
         theirs.update(prediction, target)
         accuracy.update(prediction, target)
+        dice.update(prediction, target)
     values = ours.compute()
     assert [values[f"iou/{name}"] for name in CLASSES] == pytest.approx(theirs.compute().tolist())
     assert values["pixel_accuracy"] == pytest.approx(accuracy.compute().item())
+    assert values["dice"] == pytest.approx(dice.compute().item())
+    of_iou = [2 * values[f"iou/{name}"] / (1 + values[f"iou/{name}"]) for name in CLASSES]
+    assert values["dice"] == pytest.approx(sum(of_iou) / 4)
 
 
 def test_depth_by_hand():

@@ -11,9 +11,10 @@ from conftest import shared
 from torch import nn
 
 from config import Config, make_config, plain
+from decoders import ChainedPooling, ChannelScale
 from encoders import PaperMobileNetV2, TimmEncoder, build_encoder
 from inference import predict
-from model import ChainedPooling, ChannelScale, build_network, count_cost, freeze_batch_norm, load_network
+from model import build_network, count_cost, freeze_batch_norm, load_network
 from tasks import CLASS_LISTS, Depth, Normals, Segmentation, Task, tasks_to_plain
 from utils import class_palette, save_checkpoint
 
@@ -260,6 +261,9 @@ def test_published_checkpoints_give_what_the_published_inference_gives(tmp_path,
         assert network.tasks["segmentation"].colors[0] == (128, 0, 0), "colour index class + 1"
     if classes == 6:
         assert network.tasks["segmentation"].colors[0] == (0, 0, 0), "colour index class"
+    if classes == 46:
+        road = predict(network, image, tasks=network.domains["kitti"])["segmentation"]
+        assert (road == full[0][..., 40:].argmax(2)).mean() > 0.999, "KITTI has the last six outputs"
 
 
 def test_other_peoples_checkpoints_are_refused(tmp_path):

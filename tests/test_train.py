@@ -9,20 +9,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, only_error_line
+from conftest import ROOT, only_error_line, start, wait_for
 from PIL import Image
 
 import optimize
 import utils
 from config import Config, make_config, read_yaml
-from dataset import Frames, class_frequencies, make_tasks, read_folder, read_list
+from dataset import Frames, class_frequencies
+from folders import make_tasks, read_folder, read_list
 from model import build_network, load_network
 from utils import read_checkpoint
 
@@ -39,18 +39,6 @@ def assert_same_weights(first: Path, second: Path) -> None:
     assert a.keys() == b.keys()
     different = [name for name in a if not torch.equal(a[name], b[name])]
     assert not different
-
-
-def start(arguments: list[object]) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def wait_for(path: Path, line: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not (path.is_file() and line in path.read_text()):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.02)
 
 
 # ---------------------------------------------------------------------------------------------- the main way
@@ -164,7 +152,7 @@ def test_resume_with_a_relative_path_goes_on_in_the_same_folder(tiny_settings, s
     wait_for(tmp_path / "runs" / "x" / "log.jsonl", '"epoch": 1.0', process)
     os.kill(process.pid, signal.SIGTERM)
     assert "go on with" in process.communicate(timeout=60)[0]
-    before = read_checkpoint(tmp_path / "runs/x/last.pt")["training"]["batches"]
+    before = read_checkpoint(tmp_path / "runs/x/last.pt")["training"]["data_steps"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), "--resume", "runs/x/last.pt"],
         cwd=tmp_path,
@@ -175,7 +163,7 @@ def test_resume_with_a_relative_path_goes_on_in_the_same_folder(tiny_settings, s
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["x"]
-    assert read_checkpoint(tmp_path / "runs/x/last.pt")["training"]["batches"] > before
+    assert read_checkpoint(tmp_path / "runs/x/last.pt")["training"]["data_steps"] > before
 
 
 def test_a_complete_run_is_not_trained_again(trained, script):

@@ -1,0 +1,217 @@
+"""Data sets on disk: dataset.yaml and list files, and which tasks they have labels for. dataset/README.md shows one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from config import Config, convert, near, read_yaml
+from tasks import TASKS, Task, check_keys
+
+TEACHER_FILE = "teacher.yaml"  # beside a teacher's label files: who it was, and its settings
+
+# The public NYUDv2 archive has no dataset.yaml; this is what it would say.
+NYUD_LISTS = {"train": "train_list_depth.txt", "val": "val_list_depth.txt"}
+NYUD_YAML: dict[str, object] = {
+    "name": "nyud",
+    "splits": NYUD_LISTS,
+    "columns": ["image", "segmentation", "depth"],
+    "segmentation": {"classes": "nyu40", "ignore": "255"},
+    "depth": {"metres_per_unit": "0.0002", "max": "10"},
+    "camera": {"fx": "518.9", "fy": "519.5", "cx": "325.6", "cy": "253.7", "width": "640", "height": "480"},
+}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A data set on disk, as its dataset.yaml describes it."""
+
+    root: Path
+    name: str
+    splits: dict[str, str]  # split -> list file
+    columns: tuple[str, ...]  # of the list files: "image" and tasks
+    sections: dict[str, dict[str, object]]  # task -> what Task.read_section made of its part of dataset.yaml
+    camera: dict[str, float]  # fx, fy, cx, cy, width, height in pixels; {} = not known
+    taught: dict[str, dict[str, object]] = field(default_factory=dict)  # task -> section of a teacher's label files
+
+    @property
+    def derived(self) -> dict[str, str]:
+        """Tasks whose labels follow from those of another one -> that one."""
+        return {
+            name: kind.derived_from
+            for name, kind in TASKS.items()
+            if kind.derived_from in self.sections and not (kind.needs_camera and not self.camera)
+        }
+
+
+@dataclass(frozen=True)
+class Frame:
+    image: Path
+    labels: dict[str, Path]  # task -> file; a task without a label is not in it
+    where: str  # list file and line
+    taught: dict[str, Path] = field(default_factory=dict)  # task -> file of a teacher, where `labels` has none
+
+
+def read_folder(path: str | Path, teacher_labels: str = "") -> Folder:
+    """Reads a data set's description, and those of the label files that teach.py left in its folder `teacher_labels`.
+
+    Raises FileNotFoundError, or ValueError with file and key.
+    """
+    root = Path(path)
+    yaml_file = root / "dataset.yaml"
+    if yaml_file.is_file():
+        values, where = read_yaml(yaml_file), str(yaml_file)
+    elif (root / NYUD_LISTS["train"]).is_file():
+        values, where = NYUD_YAML, f"{root} (public NYUDv2 archive)"
+    elif root.is_dir():
+        raise FileNotFoundError(f"{root}: it has no dataset.yaml; dataset/README.md shows one")
+    else:
+        raise FileNotFoundError(
+            f"{root}: no such data set. Three ways to get one: `python rooms.py` generates furnished rooms; "
+            "`python prepare.py nyudv2 --download` fetches NYUDv2 (812 MB); or make a folder of your own images "
+            "as dataset/README.md shows"
+        )
+    check_keys(values, {"name", "splits", "columns", "camera", "poses", *TASKS}, where)
+    for key in ("splits", "columns"):
+        if key not in values:
+            raise ValueError(f"{where}: {key} is missing")
+    splits = convert(values["splits"], dict[str, str], f"{where}: splits")
+    columns = convert(values["columns"], tuple[str, ...], f"{where}: columns")
+    if not columns or columns[0] != "image" or len(set(columns)) != len(columns):
+        raise ValueError(f"{where}: columns must start with image and name each task once; got {', '.join(columns)}")
+    for column in columns[1:]:
+        if column not in TASKS:
+            raise ValueError(f"{where}: unknown column {column!r}{near(column, TASKS)}; allowed: {', '.join(TASKS)}")
+    sections = {task: TASKS[task].read_section(values.get(task) or {}, f"{where}: {task}") for task in columns[1:]}
+    camera = convert(values.get("camera") or {}, dict[str, float], f"{where}: camera")
+    name = str(values.get("name") or root.resolve().name)
+    if "/" in name:
+        raise ValueError(f"{where}: name is {name!r}; it must not hold a slash")
+    if camera and not {"fx", "fy", "cx", "cy"} <= camera.keys():
+        raise ValueError(f"{where}: camera needs fx, fy, cx and cy; it has {', '.join(camera)}")
+    taught = {}
+    for task in TASKS if teacher_labels else ():
+        file = root / teacher_labels / task / TEACHER_FILE
+        if file.is_file():
+            taught[task] = TASKS[task].read_section(read_yaml(file).get("section") or {}, f"{file}: section")
+    return Folder(root, name, splits, columns, sections, camera, taught)
+
+
+def teacher_file(folder: Folder, image: Path, teacher_labels: str, task: str) -> Path:
+    """Where a teacher's label of an image lies: the image's path in the data set, below the teacher's folder.
+
+    Raises ValueError for an image outside of the data set.
+    """
+    inside = Path(os.path.normpath(image)).relative_to(os.path.normpath(folder.root))
+    return folder.root / teacher_labels / task / inside.with_name(f"{inside.name}.png")
+
+
+def read_list(folder: Folder, split: str, teacher_labels: str = "") -> list[Frame]:
+    """The frames of a split, in order, with the labels of a teacher where there are no others.
+
+    Raises ValueError with list file and line, also for a missing file.
+    """
+    if split not in folder.splits:
+        raise ValueError(
+            f"{folder.root}: no split {split!r}{near(split, folder.splits)}; it has: {', '.join(folder.splits)}"
+        )
+    path = folder.root / folder.splits[split]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such list file (split {split!r})")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a UTF-8 text file") from None
+    frames = [parse_line(folder, f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    for frame in frames:
+        for column, file in {"image": frame.image, **frame.labels}.items():
+            if not file.is_file():
+                raise FileNotFoundError(f"{frame.where}: {column} {file} is missing")
+    if not frames:
+        raise ValueError(f"{path}: no frames (split {split!r})")
+    for frame in frames:
+        for task in folder.taught:
+            if task not in frame.labels and folder.derived.get(task) not in frame.labels:
+                file = teacher_file(folder, frame.image, teacher_labels, task)
+                if file.is_file():
+                    frame.taught[task] = file
+    return frames
+
+
+def parse_line(folder: Folder, where: str, line: str) -> Frame:
+    """A line of a list file. Raises ValueError at `where` for too few or too many columns, or no image."""
+    cells = [cell.strip() for cell in line.split("\t")]
+    if len(cells) != len(folder.columns):
+        wanted = "<tab>".join(folder.columns)
+        raise ValueError(f"{where}: {len(cells)} columns, but dataset.yaml says {len(folder.columns)}: {wanted}")
+    if cells[0] == "-":
+        raise ValueError(f"{where}: a frame needs an image, '-' is for labels")
+    image, *labels = (folder.root / cell for cell in cells)
+    named = zip(folder.columns[1:], cells[1:], labels, strict=True)
+    return Frame(image, {column: file for column, cell, file in named if cell != "-"}, where)
+
+
+def label_tasks(folder: Folder) -> list[str]:
+    """The tasks for which a data set has labels: files, a teacher's files, or what can be derived from another's."""
+    return [name for name in TASKS if name in folder.sections or name in folder.taught or name in folder.derived]
+
+
+def make_tasks(folder: Folder, config: Config) -> dict[str, Task]:
+    """Those tasks of `config` for which this data set has labels. Raises ValueError when there is none."""
+    for where, names in (("tasks", config.tasks), ("loss_weights", config.loss_weights)):
+        for name in names:
+            if name not in TASKS:
+                raise ValueError(f"{where}: unknown task {name!r}{near(name, TASKS)}; allowed: {', '.join(TASKS)}")
+    offered = label_tasks(folder)
+    tasks = {}
+    for name in config.tasks:
+        if name in offered:
+            default = TASKS[name].read_section({}, name) if name in folder.derived else {}
+            section = folder.sections.get(name) or folder.taught.get(name) or default
+            tasks[name] = TASKS[name].from_section(section, config)
+    if not tasks:
+        raise ValueError(
+            f"data: {folder.root} has no label that a task wants: it has {', '.join(offered) or 'none'}, "
+            f"the tasks are {', '.join(config.tasks)}"
+        )
+    return tasks
+
+
+def make_domains(folders: Sequence[Folder], config: Config) -> tuple[dict[str, Task], dict[str, dict[str, Task]]]:
+    """(the tasks of the network's heads, {data set: its own tasks, which read their part of the heads}).
+
+    Each data set has all tasks: one without labels for a task has that of the head. Raises ValueError for two data
+    sets of one name, or a task without labels.
+    """
+    by_name = {folder.name: folder for folder in folders}
+    own = {folder.name: make_tasks(folder, config) for folder in folders}
+    for folder in folders:
+        if by_name[folder.name] is not folder:
+            other = by_name[folder.name]
+            lists = [item.sections.get("segmentation", {}).get("classes") for item in (folder, other)]
+            clash = "" if lists[0] == lists[1] else ", and their class lists differ"
+            raise ValueError(
+                f"data: {folder.root} and {other.root} are both called {folder.name!r}{clash}; "
+                "give each a name of its own in its dataset.yaml"
+            )
+    heads: dict[str, Task] = {}
+    for task in config.tasks:
+        labelled = {name: tasks[task] for name, tasks in own.items() if task in tasks}
+        if not labelled:
+            roots = ", ".join(str(folder.root) for folder in folders)
+            has = dict.fromkeys(name for folder in folders for name in label_tasks(folder))
+            raise ValueError(f"tasks: {roots} has no {task} labels; it has: {', '.join(has)}")
+        heads[task], parts = TASKS[task].join(labelled, config.merge_classes)
+        for name in own:
+            own[name][task] = parts.get(name, heads[task])
+    return heads, {name: {task: tasks[task] for task in config.tasks} for name, tasks in own.items()}
+
+
+def refuse_shared_frames(train: Sequence[Frame], val: Sequence[Frame]) -> None:
+    """Raises ValueError for an image that is both trained on and evaluated on."""
+    trained = {os.path.realpath(frame.image): frame for frame in train}
+    for frame in val:
+        if other := trained.get(os.path.realpath(frame.image)):
+            raise ValueError(f"{frame.where}: {frame.image} is a training frame as well, in {other.where}")

@@ -1,0 +1,267 @@
+"""Labels frames with a teacher: a network's predictions become label files that a training can use.
+
+    python teach.py --teacher runs/big/best.pt --data dataset/nyud_depth --task segmentation
+    python teach.py --teacher ExpNYUD_joint.ckpt --data dataset/redkitchen --task segmentation --threshold 0.8
+    python teach.py --teacher model.onnx --data FOLDER --task depth     # described by model.yaml, see model/README.md
+    python train.py --data dataset/nyud=1,dataset/nyud_depth=1 --teacher_labels taught --teacher_weight 0.5
+
+Only training frames without a label of that task get one. Pixels of which the teacher is not sure get no label. The
+files go to FOLDER/taught/TASK/, with teacher.yaml that says who made them and how; the data set itself stays as it is.
+It can be stopped and run again: frames that are done are left out.
+
+Hard distillation for asymmetric annotations: Nekrasov et al., arXiv 1809.04766, section III-B.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from config import Parser, convert, near, read_yaml
+from dataset import group_by_shape
+from folders import TEACHER_FILE, Folder, Frame, read_folder, read_list, teacher_file
+from geometry import fitted_size, resize_image
+from model import Network, load_network
+from tasks import TASKS, check_keys
+from utils import autocast, pick_device, pick_precision, read_image, run, setup_cpu, whole_file
+
+NEVER_TAUGHT = ("val", "test")  # splits whose frames a training is judged by
+
+
+# ---------------------------------------------------------------------------------------------- teachers
+
+
+class NetworkTeacher:
+    """A checkpoint of ours, or one of the paper's authors."""
+
+    def __init__(self, path: Path, task: str, domain: str, device: torch.device, precision: torch.dtype) -> None:
+        self.network: Network = load_network(path).to(device, memory_format=torch.channels_last)
+        if domain and domain not in self.network.domains:
+            known = ", ".join(self.network.domains) or "no data sets"
+            hint = near(domain, self.network.domains)
+            raise ValueError(f"--domain: {path} does not know {domain!r}{hint}; it has: {known}")
+        tasks = self.network.domains[domain] if domain else self.network.tasks
+        if task not in tasks:
+            raise ValueError(f"--task: {path} does not predict {task!r}{near(task, tasks)}; it has: {', '.join(tasks)}")
+        self.task, self.device, self.precision = tasks[task], device, precision
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """To which size a frame is brought."""
+        return fitted_size(height, width, self.network.config.long_side)
+
+    def raw(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) uint8 -> raw output of the task (B, channels, h, w)."""
+        with autocast(self.device, self.precision):
+            return self.task.select(self.network(images.to(self.device))[self.task.name])
+
+
+class OnnxTeacher:
+    """An ONNX file, with a YAML file of the same name beside it that describes its input and output."""
+
+    KEYS = frozenset({"task", "section", "input", "output", "size", "mean", "std", "values", "scale"})
+
+    def __init__(self, path: Path, task: str) -> None:
+        try:
+            import onnxruntime
+        except ImportError as problem:
+            hint = "install it with: pip install -r requirements-onnx.txt"
+            raise ValueError(f"--teacher: {path} needs onnxruntime ({problem}); {hint}") from None
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        where = path.with_suffix(".yaml")
+        values = read_yaml(where)
+        check_keys(values, set(self.KEYS), str(where))
+        if values.get("task") != task:
+            raise ValueError(f"{where}: its task is {values.get('task')!r}, --task is {task!r}")
+        self.task = TASKS[task].from_teacher(values.get("section") or {}, f"{where}: section")
+        self.mean, self.std = (
+            torch.tensor(convert(values.get(key, default), tuple[float, float, float], f"{where}: {key}")).view(3, 1, 1)
+            for key, default in (("mean", "0,0,0"), ("std", "1,1,1"))
+        )
+        self.values = values.get("values", "raw")
+        self.scale = convert(values.get("scale", 1.0), float, f"{where}: scale")
+        if self.values not in ("raw", "probabilities"):
+            raise ValueError(f"{where}: values is {self.values!r}; allowed: raw, probabilities")
+        self.fixed = convert(values["size"], tuple[int, int], f"{where}: size") if "size" in values else None
+        try:
+            # onnxruntime has error classes of its own for each way in which a file is not a model.
+            self.session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+        except Exception as problem:
+            raise ValueError(f"{path}: not a model that onnxruntime reads ({' '.join(str(problem).split())})") from None
+        for kind, offered in (("input", self.session.get_inputs()), ("output", self.session.get_outputs())):
+            names = [item.name for item in offered]
+            name = values.get(kind, names[0])
+            if name not in names:
+                raise ValueError(f"{where}: {kind} is {name!r}{near(name, names)}; the model has: {', '.join(names)}")
+            setattr(self, kind, name)
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        return self.fixed or (height, width)
+
+    def raw(self, images: Tensor) -> Tensor:
+        pixels = ((images.float() / 255 - self.mean) / self.std).numpy()
+        result = torch.from_numpy(self.session.run([self.output], {self.input: pixels})[0]).float() * self.scale
+        result = result[:, None] if result.ndim == 3 else result
+        if result.ndim != 4 or result.shape[1] != self.task.channels:
+            got = "x".join(map(str, result.shape))
+            wanted = self.task.channels
+            raise ValueError(f"--teacher: its output is {got}, but its YAML file describes {wanted} channels")
+        return result.clamp(min=1e-12).log() if self.values == "probabilities" else result
+
+
+@torch.inference_mode()
+def teach(teacher: NetworkTeacher | OnnxTeacher, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[tuple]:
+    """images (B, 3, H, W) uint8, the frames' full sizes -> [(prediction, confidence (h, w))] of each frame, arrays.
+
+    Scores are averaged over the picture and its mirror image; how the two agree can tell how sure the teacher is.
+    """
+    task = teacher.task
+    raws = [teacher.raw(images), teacher.raw(images.flip(-1))]
+    results = []
+    for number, size in enumerate(sizes):
+        plain, mirrored = (
+            task.undo(task.scores(raw[number : number + 1], size), 1.0, flipped)
+            for raw, flipped in zip(raws, (False, True), strict=True)
+        )
+        prediction = task.decide((plain + mirrored) / 2)[0]
+        results.append((prediction.cpu().numpy(), task.confidence(plain, mirrored)[0].cpu().numpy()))
+    return results
+
+
+# ---------------------------------------------------------------------------------------------- frames
+
+
+class Unlabelled(Dataset):
+    """Frames as the teacher wants to see them: {"image": (3, h, w) uint8, "index", "size": (2,) of the file}."""
+
+    def __init__(self, frames: Sequence[Frame], teacher: NetworkTeacher | OnnxTeacher) -> None:
+        self.frames, self.fit = frames, teacher.size
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        image = read_image(self.frames[index].image)
+        small = resize_image(image, *self.fit(*image.shape[:2]))
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1))),
+            "index": torch.tensor(index),
+            "size": torch.tensor(image.shape[:2]),
+        }
+
+
+def frames_to_teach(folder: Folder, split: str, task: str) -> list[Frame]:
+    """The frames of a split that have no label of the task.
+
+    Raises ValueError for a split that a training is judged by, and for a frame of one in this split.
+    """
+    if split in NEVER_TAUGHT:
+        raise ValueError(f"--split: frames of {split!r} are what a training is judged by; a teacher labels others")
+    frames = read_list(folder, split)
+    known = {frame.image.resolve(): frame for frame in frames}
+    for other in NEVER_TAUGHT:
+        for frame in read_list(folder, other) if other in folder.splits else ():
+            if frame.image.resolve() in known:
+                raise ValueError(f"{frame.where}: {frame.image} is a frame of {other!r} and of {split!r} as well")
+    source = folder.derived.get(task)
+    return [frame for frame in frames if task not in frame.labels and source not in frame.labels]
+
+
+def settle(path: Path, record: Mapping[str, object]) -> None:
+    """Writes who the teacher is, or checks that the labels that are there are the same teacher's."""
+    if path.is_file():
+        before = read_yaml(path)
+        # Everything is text when it is read back.
+        now = yaml.load(yaml.safe_dump(dict(record)), Loader=yaml.BaseLoader)
+        changed = [key for key in now if before.get(key) != now[key]]
+        if changed:
+            raise ValueError(
+                f"{path}: the labels there are of another teacher or other settings ({', '.join(changed)}); remove the "
+                "folder, or choose another --name"
+            )
+        return
+    with whole_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(dict(record), sort_keys=False, default_flow_style=None, width=120))
+
+
+def main() -> None:
+    parser = Parser(description="Labels training frames with a teacher's predictions.")
+    parser.add_argument("--teacher", required=True, metavar="FILE", help="of train.py, a published .ckpt, or .onnx")
+    parser.add_argument("--data", required=True, metavar="FOLDER")
+    parser.add_argument("--task", required=True, help=f"one of: {', '.join(TASKS)}")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--name", default="taught", help="folder in the data set; default: taught")
+    parser.add_argument("--threshold", metavar="0..1", help="surer pixels get a label; default: the task's")
+    parser.add_argument("--domain", default="", help="of a teacher that learned several data sets: as for this one")
+    parser.add_argument("--map", metavar="YAML", help="teacher's class: class of the data set, or - for no label")
+    parser.add_argument("--batch_size", default="4")
+    parser.add_argument("--workers", default="2")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    arguments = parser.parse_args()
+    setup_cpu()
+    if arguments.task not in TASKS:
+        hint = near(arguments.task, TASKS)
+        raise ValueError(f"--task: unknown task {arguments.task!r}{hint}; allowed: {', '.join(TASKS)}")
+    batch, workers = (convert(getattr(arguments, name), int, f"--{name}") for name in ("batch_size", "workers"))
+    least = TASKS[arguments.task].sure if arguments.threshold is None else arguments.threshold
+    threshold = convert(least, float, "--threshold")
+    if batch < 1 or workers < 0 or not 0 <= threshold <= 1:
+        raise ValueError("--batch_size must be at least 1, --workers at least 0, --threshold between 0 and 1")
+    if not arguments.name or Path(arguments.name).name != arguments.name:
+        raise ValueError(f"--name is {arguments.name!r}; it takes the name of one folder")
+
+    # Teacher and frames
+    folder = read_folder(arguments.data)
+    frames = frames_to_teach(folder, arguments.split, arguments.task)
+    path, device = Path(arguments.teacher), pick_device(arguments.device)
+    teacher = (
+        OnnxTeacher(path, arguments.task)
+        if path.suffix == ".onnx"
+        else NetworkTeacher(path, arguments.task, arguments.domain, device, pick_precision(arguments.precision, device))
+    )
+    names = convert(read_yaml(Path(arguments.map)), dict[str, str], arguments.map) if arguments.map else {}
+    target, translate = teacher.task.translation(folder.sections.get(arguments.task), names, f"{path}, {folder.root}")
+    record = {
+        "teacher": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "domain": arguments.domain,
+        "task": arguments.task, "threshold": threshold, "map": names, "section": target.section(),
+    }  # fmt: skip
+    files = [teacher_file(folder, frame.image, arguments.name, arguments.task) for frame in frames]
+    missing = [number for number, file in enumerate(files) if not file.is_file()]
+    print(f"{len(frames)} frames of {folder.root} ({arguments.split}) have no {arguments.task} label", end="; ")
+    print(f"{len(frames) - len(missing)} of them were taught before" if frames else "nothing to do")
+    if not frames:
+        return
+    settle(folder.root / arguments.name / arguments.task / TEACHER_FILE, record)
+
+    # Labels
+    data = Unlabelled([frames[number] for number in missing], teacher)
+    loader = DataLoader(data, batch, num_workers=workers, collate_fn=group_by_shape)
+    sure_pixels, pixels = 0, 0
+    with tqdm(total=len(missing), desc="teach", unit="frame", disable=None) as bar:
+        for groups in loader:
+            for group in groups:
+                sizes = [tuple(size) for size in group["size"].tolist()]
+                taught = teach(teacher, group["image"], sizes)
+                for index, (prediction, confidence) in zip(group["index"], taught, strict=True):
+                    sure = confidence >= threshold
+                    label = target.blank(translate(prediction), sure)
+                    target.save(label, files[missing[int(index)]])
+                    sure_pixels, pixels = sure_pixels + int(sure.sum()), pixels + sure.size
+                bar.update(len(sizes))
+    if pixels:
+        share = sure_pixels / pixels
+        print(f"{len(missing)} labels written; the teacher was sure (above {threshold:g}) of {share:.1%} of the pixels")
+    print(f"train with: python train.py --data {folder.root} --teacher_labels {arguments.name}")
+
+
+if __name__ == "__main__":
+    run(main)

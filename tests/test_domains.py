@@ -1,0 +1,326 @@
+"""Several data sets in one network: what a step holds, slices of the heads, losses by group, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import only_error_line, start, wait_for
+
+from config import Config, make_config
+from dataset import Frames, Mixture, Pool, StepSampler
+from folders import make_domains, read_folder, read_list
+from model import build_network
+from optimize import Training
+from tasks import Depth, Segmentation
+from utils import read_checkpoint
+
+GREY = (9, 9, 9)
+
+
+def segmentation(*names: str) -> Segmentation:
+    return Segmentation(classes=names, colors=tuple((number, 0, 0) for number in range(len(names))))
+
+
+# ---------------------------------------------------------------------------------------------- what a step holds
+
+
+class Pools:
+    """A mixture of which only the pools matter."""
+
+    def __init__(self, *pools: Pool) -> None:
+        self._pools = list(pools)
+        self.parts = range(1 + max(pool.domain for pool in pools))
+
+    def pools(self) -> list[Pool]:
+        return self._pools
+
+
+def config(**values: object) -> Config:
+    return make_config({"batch_size": 6, **values}, "test")
+
+
+def steps_of(sampler: StepSampler) -> list[list[tuple[int, int, int]]]:
+    batches = list(sampler)
+    size = sampler.accumulate
+    return [list(chain(*batches[start : start + size])) for start in range(0, len(batches), size)]
+
+
+@pytest.mark.parametrize(
+    ("shares", "batch", "accumulate"), [((2, 1), 6, 1), ((3, 1), 6, 1), ((1, 1), 3, 2), ((7, 2), 4, 3)]
+)
+def test_steps_hold_the_wanted_ratio_whatever_the_sizes(shares, batch, accumulate):
+    pools = Pools(Pool(0, (0,), range(10_000), shares[0]), Pool(1, (1,), range(17), shares[1]))
+    steps = steps_of(StepSampler(pools, config(batch_size=batch, accumulate=accumulate), 90))
+    assert len(steps) == 90 and {len(step) for step in steps} == {batch * accumulate}
+    taken = np.cumsum([sum(domain == 1 for _, domain, _ in step) for step in steps])
+    wanted = np.arange(1, 91) * batch * accumulate * shares[1] / sum(shares)
+    assert np.abs(taken - wanted).max() <= 1, "never more than a frame away from the ratio"
+
+
+def test_no_task_and_no_data_set_starves():
+    """A share of 1 to 1000, and a task that 2 of 500 frames of one data set have labels for."""
+    rare = [Pool(0, (0,), range(2, 500), 0.996), Pool(0, (0, 1), [0, 1], 0.004), Pool(1, (2,), range(90_000), 1000)]
+    steps = steps_of(StepSampler(Pools(*rare), config(batch_size=2, accumulate=2), 50))
+    for step in steps:
+        assert {domain for _, domain, _ in step} == {0, 1}
+        assert any(domain == 0 and index < 2 for _, domain, index in step)
+
+
+def test_partial_labels_within_a_data_set_keep_frames_equally_frequent():
+    pools = Pools(Pool(0, (0, 1), range(12), 12), Pool(0, (1,), range(12, 48), 36))
+    steps = steps_of(StepSampler(pools, config(), 80))
+    assert all(any(index < 12 for *_, index in step) for step in steps)
+    seen = Counter(index for step in steps for *_, index in step)
+    assert set(seen.values()) == {10}, "480 frames are ten rounds of 48"
+
+
+def test_each_round_is_another_permutation():
+    steps = steps_of(StepSampler(Pools(Pool(0, (0,), range(12), 1)), config(batch_size=4), 9))
+    rounds = [list(chain(*steps[start : start + 3])) for start in (0, 3, 6)]
+    for number, keys in enumerate(rounds):
+        assert {turn for turn, *_ in keys} == {number} and {index for *_, index in keys} == set(range(12))
+    assert len({tuple(index for *_, index in keys) for keys in rounds}) == 3
+
+
+def test_batches_of_a_step_are_alike_and_steps_resume_anywhere():
+    pools = Pools(Pool(0, (0,), range(31), 2), Pool(1, (1,), range(7), 1))
+    settings = config(batch_size=3, accumulate=4)
+    whole = list(StepSampler(pools, settings, 20))
+    assert all(sum(domain for _, domain, _ in batch) == 1 for batch in whole), "two and one in each batch"
+    for first in (1, 7, 20):
+        sampler = StepSampler(pools, settings, 20, first)
+        assert list(sampler) == whole[4 * first :] and len(sampler) == len(whole) - 4 * first
+
+
+def test_too_few_frames_for_all_tasks():
+    pools = Pools(*(Pool(number, (number,), range(5), 1) for number in range(3)))
+    with pytest.raises(ValueError, match="is 2, but a step needs 3 frames"):
+        StepSampler(pools, config(batch_size=2), 1)
+
+
+# ---------------------------------------------------------------------------------------------- shared heads
+
+
+def test_different_class_lists_get_outputs_of_their_own_as_in_the_paper():
+    nyu, kitti = segmentation(*(f"n{i}" for i in range(40))), segmentation(*(f"k{i}" for i in range(6)))
+    head, parts = Segmentation.join({"nyud": nyu, "kitti": kitti, "more": nyu}, merge=False)
+    assert head.classes == nyu.classes + kitti.classes and head.channels == 46
+    assert parts["nyud"].outputs == parts["more"].outputs == tuple(range(40))
+    assert parts["kitti"].outputs == tuple(range(40, 46))
+    raw = torch.arange(46.0)[None, :, None, None].expand(2, 46, 3, 4)
+    assert parts["kitti"].select(raw)[0, :, 0, 0].tolist() == [40, 41, 42, 43, 44, 45]
+    assert len(set(head.colors)) == 46
+
+
+def test_classes_of_one_name_stay_apart_unless_they_are_merged():
+    parts = {"a": segmentation("road", "car", "sky"), "b": segmentation("car", "tree", "road")}
+    head, _ = Segmentation.join(parts, merge=False)
+    assert head.classes == ("road (a)", "car (a)", "sky", "car (b)", "tree", "road (b)")
+    head, parts = Segmentation.join(parts, merge=True)
+    assert head.classes == ("road", "car", "sky", "tree")
+    assert parts["a"].outputs == (0, 1, 2) and parts["b"].outputs == (1, 3, 0)
+    assert parts["b"].classes == ("car", "tree", "road")
+
+
+def test_equal_class_lists_and_single_data_sets_use_the_whole_head():
+    one = segmentation("a", "b")
+    head, parts = Segmentation.join({"x": one, "y": one}, merge=False)
+    assert head.classes == ("a", "b") and parts["x"].outputs == parts["y"].outputs == ()
+
+
+def test_too_many_classes():
+    lists = {name: segmentation(*(f"{name}{i}" for i in range(200))) for name in "ab"}
+    with pytest.raises(ValueError, match="400 classes together; at most 255"):
+        Segmentation.join(lists, merge=False)
+
+
+def test_depth_has_one_head_and_each_data_set_its_range():
+    head, parts = Depth.join({"room": Depth(max_m=10), "road": Depth(max_m=80)}, merge=False)
+    assert head.max_m == 80 and {name: part.max_m for name, part in parts.items()} == {"room": 10, "road": 80}
+    # The same relative error costs the same in both.
+    raw = torch.zeros(1, 1, 4, 4)
+    level = float(torch.nn.functional.softplus(torch.zeros(())))
+    room = parts["room"].loss(raw, torch.full((1, 4, 4), level + 1.0))
+    road = parts["road"].loss(raw, torch.full((1, 4, 4), level + 8.0))
+    assert float(room) == pytest.approx(float(road), rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- losses and gradients
+
+
+@pytest.fixture()
+def two_sets(rooms_folder, tmp_path) -> tuple[Path, Path]:
+    """Rooms with masks only, and rooms with depth only whose class list has other names; no frame has both labels."""
+    folders = []
+    for name, column in (("masks_only", 1), ("depth_only", 2)):
+        folder = tmp_path / name
+        shutil.copytree(rooms_folder, folder)
+        values = yaml.safe_load((folder / "dataset.yaml").read_text())
+        (folder / "dataset.yaml").write_text(yaml.safe_dump(values | {"name": name}))
+        for split in ("train.txt", "val.txt"):
+            lines = [line.split("\t") for line in (folder / split).read_text().splitlines()]
+            kept = [[cell if number in (0, column) else "-" for number, cell in enumerate(cells)] for cells in lines]
+            (folder / split).write_text("\n".join("\t".join(cells) for cells in kept))
+        folders.append(folder)
+    return folders[0], folders[1]
+
+
+def prepared(folders: tuple[Path, ...], **values: object) -> tuple[Config, Training, Mixture]:
+    settings = make_config(
+        {"data": {str(folder): "1" for folder in folders}, "encoder": "mobilenetv2_100", "decoder_width": "8",
+         "crp_stages": "1", "crop": "64,64", "long_side": "0", "ema": "0", "clip_norm": "0", "loss_stride": "1",
+         "freeze_bn": "true", "workers": "0", **values}, "test",
+    )  # fmt: skip
+    read = [read_folder(folder) for folder in folders]
+    heads, domains = make_domains(read, settings)
+    network = build_network(settings, heads, domains)
+    training = Training(network, settings, torch.device("cpu"), torch.float32, 10)
+    parts = [Frames(item, read_list(item, "train"), domains[item.name], settings, True) for item in read]
+    return settings, training, Mixture(parts, [1.0] * len(parts))
+
+
+def stacked(mixture: Mixture, keys: list[tuple[int, int, int]]) -> dict[str, torch.Tensor]:
+    return torch.utils.data.default_collate([mixture[key] for key in keys])
+
+
+def gradients(training: Training, batches: list[dict[str, torch.Tensor]]) -> tuple[dict, dict]:
+    """The gradients of a step, and its losses."""
+    found = {}
+
+    def keep() -> None:
+        found.update(
+            {name: item.grad.clone() for name, item in training.network.named_parameters() if item.grad is not None}
+        )
+        training.optimizer.zero_grad()
+
+    training.update = keep
+    training.network.eval()
+    return found, training.take_step(batches)
+
+
+def test_losses_are_named_by_task_and_data_set(two_sets):
+    _, training, mixture = prepared(two_sets)
+    _, losses = gradients(training, [stacked(mixture, [(0, 0, 0), (0, 0, 1), (0, 1, 0)])])
+    assert losses.keys() == {"segmentation", "depth", "masks_only/segmentation", "depth_only/depth"}
+    assert losses["segmentation"] == losses["masks_only/segmentation"]
+
+
+def test_a_frame_without_a_label_adds_nothing(two_sets):
+    """The gradient of the segmentation head is that of the batch of its own frames alone."""
+    _, training, mixture = prepared(two_sets)
+    alone, _ = gradients(training, [stacked(mixture, [(0, 0, 0), (0, 0, 1)])])
+    mixed, _ = gradients(training, [stacked(mixture, [(0, 0, 0), (0, 1, 3), (0, 0, 1), (0, 1, 4)])])
+    assert "heads.depth.2.weight" not in alone or not alone["heads.depth.2.weight"].any()
+    assert torch.allclose(alone["heads.segmentation.2.weight"], mixed["heads.segmentation.2.weight"], atol=1e-7)
+
+
+def test_accumulated_batches_weigh_frames_as_one_batch_would(two_sets):
+    """A task with one labelled frame in one of two batches counts as much as one that both have."""
+    _, training, mixture = prepared(two_sets)
+    keys = [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0)]
+    whole, _ = gradients(training, [stacked(mixture, keys)])
+    parts, _ = gradients(training, [stacked(mixture, keys[:3]), stacked(mixture, keys[3:])])
+    for name, value in whole.items():
+        assert torch.allclose(value, parts[name], atol=2e-6), name
+
+
+def test_outputs_of_other_data_sets_get_no_gradient(rooms_folder, two_sets, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(two_sets[0], other)
+    values = yaml.safe_load((other / "dataset.yaml").read_text())
+    names = [f"thing_{number}" for number in range(40)]
+    (other / "dataset.yaml").write_text(yaml.safe_dump(values | {"name": "other", "segmentation": {"classes": names}}))
+    _, training, mixture = prepared((two_sets[0], other), tasks="segmentation")
+    assert training.network.tasks["segmentation"].channels == 80
+    found, _ = gradients(training, [stacked(mixture, [(0, 1, 0), (0, 1, 1)])])
+    grown = found["heads.segmentation.2.bias"].abs()
+    assert grown[40:].any() and not grown[:40].any()
+
+
+def test_teacher_labels_weigh_less(two_sets):
+    _, training, mixture = prepared(two_sets)
+    batch = stacked(mixture, [(0, 0, 0), (0, 0, 1)])
+    full, _ = gradients(training, [batch])
+    batch["weight"] = batch["weight"] * 0.25
+    taught, losses = gradients(training, [batch])
+    assert "masks_only/segmentation/teacher" in losses
+    name = "heads.segmentation.2.weight"
+    assert torch.allclose(0.25 * full[name], taught[name], atol=1e-8)
+
+
+# ---------------------------------------------------------------------------------------------- the scripts
+
+
+TINY = (
+    "--long_side", 0, "--crop", "64,64", "--encoder", "mobilenetv2_100", "--decoder_width", 16, "--crp_stages", 1,
+    "--batch_size", 4, "--epochs", 2, "--eval_every", 1, "--warmup_steps", 2, "--workers", 0, "--device", "cpu",
+    "--threads", 1, "--class_weights", "none", "--log_every", 2,
+)  # fmt: skip
+
+
+def test_two_data_sets_from_training_to_pictures(script, two_sets, tmp_path):
+    both = f"{two_sets[0]}=2,{two_sets[1]}=1"
+    done = script("train.py", "--data", both, *TINY, "--run", tmp_path / "joint")
+    assert done.returncode == 0, done.stderr
+    assert "masks_only: share 67%, 12 training frames (12 segmentation, 0 depth)" in done.stdout
+    entries = [json.loads(line) for line in (tmp_path / "joint" / "log.jsonl").read_text().splitlines()]
+    names = {name for entry in entries for name in entry}
+    assert {"masks_only/segmentation", "depth_only/depth", "segmentation", "depth"} <= names
+    assert {"masks_only/segmentation/miou", "depth_only/depth/rmse"} <= names
+    assert "masks_only/depth/rmse" not in names
+    content = read_checkpoint(tmp_path / "joint" / "best.pt")
+    assert content["domains"].keys() == {"masks_only", "depth_only"}
+
+    # Each data set alone, and how much worse or better the joint network is.
+    for folder, task in zip(two_sets, ("segmentation", "depth"), strict=True):
+        single = script("train.py", "--data", folder, "--tasks", task, *TINY, "--run", tmp_path / task)
+        assert single.returncode == 0, single.stderr
+    done = script(
+        "evaluate.py", "--checkpoint", tmp_path / "joint/best.pt", "--workers", 0,
+        "--against", tmp_path / "segmentation/best.pt", tmp_path / "depth/best.pt",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "joint" / "best-delta-m.json").read_text())
+    rows = report["changes"]
+    assert [row["metric"] for row in rows] == ["masks_only/segmentation/miou", "depth_only/depth/rmse"]
+    miou, rmse = rows
+    assert miou["change"] == pytest.approx((miou["joint"] - miou["single"]) / miou["single"])
+    assert rmse["change"] == pytest.approx((rmse["single"] - rmse["joint"]) / rmse["single"])
+    assert report["delta_m"] == pytest.approx((miou["change"] + rmse["change"]) / 2)
+    metrics = json.loads((tmp_path / "joint" / "best-masks_only-val.json").read_text())["metrics"]
+    assert metrics["segmentation/miou"] == pytest.approx(content["metrics"]["masks_only/segmentation/miou"])
+
+    # Pictures, with all classes and with those of one data set.
+    sample = next((two_sets[0] / "rgb").iterdir())
+    for options in ([], ["--domain", "masks_only"]):
+        done = script("inference.py", "--checkpoint", tmp_path / "joint/best.pt", "--input", sample,
+                      "--output", tmp_path / "out", *options)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    line = only_error_line(
+        script("inference.py", "--checkpoint", tmp_path / "joint/best.pt", "--input", sample, "--domain", "mask_only")
+    )
+    assert "did you mean 'masks_only'?" in line
+
+
+def test_a_resumed_run_with_two_data_sets_ends_with_the_same_weights(script, two_sets, tmp_path):
+    options = ["--data", f"{two_sets[0]},{two_sets[1]}", *TINY, "--accumulate", 2, "--batch_size", 2,
+               "--task_weighting", "dwa", "--epochs", 3]  # fmt: skip
+    assert script("train.py", *options, "--run", tmp_path / "whole").returncode == 0
+    process = start([*options, "--run", tmp_path / "broken"])
+    wait_for(tmp_path / "broken" / "log.jsonl", '"step": 8', process)
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert script("train.py", "--resume", tmp_path / "broken").returncode == 0
+    whole, broken = (read_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "broken"))
+    for name, value in whole["network"].items():
+        assert torch.equal(value, broken["network"][name]), name
