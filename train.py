@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 
@@ -126,12 +127,12 @@ def load_data(
         if stored.keys() != domains.keys():
             raise ValueError(f"data: {', '.join(domains)}, but the run was started with {', '.join(stored)}")
         heads, domains = tasks_from_plain(resume["tasks"]), stored
+    train_lists = [read_list(folder, config.train_split, config.teacher_labels) for folder in folders]
+    val_lists = [read_list(folder, config.val_split) for folder in folders]
+    if config.val_split != config.train_split:  # who names one split for both wants to see what is learnt by heart
+        refuse_shared_frames(list(chain(*train_lists)), list(chain(*val_lists)))
     parts, val = [], {}
-    for folder in folders:
-        train_list = read_list(folder, config.train_split, config.teacher_labels)
-        val_list = read_list(folder, config.val_split)
-        if config.val_split != config.train_split:  # who names one split for both wants to see what is learnt by heart
-            refuse_shared_frames([frame for part in parts for frame in part.frames] + train_list, val_list)
+    for folder, train_list, val_list in zip(folders, train_lists, val_lists, strict=True):
         part = Frames(folder, train_list, domains[folder.name], config, train=True)
         if config.cache:
             part.decode_all()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from config import Config, make_config
 from dataset import Frames, Mixture, StepSampler, eval_loader, steps_per_epoch, train_loader
-from folders import make_tasks, read_folder, read_list
+from folders import make_domains, make_tasks, read_folder, read_list
 from geometry import View, fitted_size, random_view, resize_image
 from tasks import NO_CLASS, Depth, Normals, Segmentation, unit
 
