@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from config import Config, convert, near, read_yaml
-from tasks import TASKS, Task, check_keys
+from task import Task, check_keys
+from tasks import TASKS
 
 TEACHER_FILE = "teacher.yaml"  # beside a teacher's label files: who it was, and its settings
 

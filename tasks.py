@@ -2,16 +2,11 @@
 
 A new task is a subclass of Task in TASKS (the README adds one). With several data sets each has its own object of a
 task, with its own classes or range, which reads its part of the head that they share (`join`, `select`).
-
-Shapes: a *label* is what a file gives, numpy (H, W) or (H, W, 3); a *target* is a batch of labels on the device,
-(B, H, W) or (B, 3, H, W); *raw* is the output of the head, (B, channels, h, w), smaller than the input; a
-*prediction* has the target's shape and physical units.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +22,8 @@ from torch import Tensor
 import loss
 from config import Config, convert, near
 from geometry import View, normals_from_depth, resize_raw, unit
-from metrics import DepthMetrics, Metrics, NormalMetrics, Protocol, SegmentationMetrics
+from metrics import DepthMetrics, NormalMetrics, Protocol, SegmentationMetrics
+from task import Task, check_keys
 from utils import class_palette, read_label, write_png
 
 NO_CLASS = 255  # "no label" in segmentation labels, whatever number the data set uses for it
@@ -43,141 +39,6 @@ CLASS_LISTS = {
         ).split()
     )
 }
-
-
-@dataclass(frozen=True)
-class Task(ABC):
-    """What the classes below answer. Their fields are plain types: they are the task's part of a checkpoint."""
-
-    name: ClassVar[str]
-    best: ClassVar[str]  # the metric that decides
-    directions: ClassVar[Mapping[str, int]]  # metric -> 1: higher is better, -1: lower is better
-    fill: ClassVar[float] = 0.0  # "no label" in a label
-    derived_from: ClassVar[str] = ""  # a task from whose label `derive` makes this task's, where a frame has no file
-    needs_camera: ClassVar[bool] = False  # `derive` does
-    sure: ClassVar[float] = 0.7  # confidence from which on a teacher's prediction becomes a label
-
-    interpolation: str = "bilinear"  # how raw output is brought to full size
-
-    # A data set: its section of dataset.yaml, and its files.
-
-    @classmethod
-    def read_section(cls, section: Mapping[str, object], where: str) -> dict[str, object]:
-        """Checks the section `name:` of a dataset.yaml and converts its values. Raises ValueError."""
-        check_keys(section, set(), where)
-        return {}
-
-    @classmethod
-    def from_section(cls, section: Mapping[str, object], config: Config) -> Task:
-        """The task for a data set with this section."""
-        return cls()
-
-    def section(self) -> dict[str, object]:
-        """The section, in plain types, that describes the files that `save` writes."""
-        return {}
-
-    @classmethod
-    def join(cls, tasks: Mapping[str, Task], merge: bool) -> tuple[Task, dict[str, Task]]:
-        """{data set: its task} -> the task of the head that they share, {data set: its task as part of that}.
-
-        Raises ValueError when they do not go together.
-        """
-        return next(iter(tasks.values())), dict(tasks)
-
-    @abstractmethod
-    def read(self, path: Path, section: Mapping[str, object]) -> np.ndarray:
-        """A label file -> label. Raises ValueError that names the file."""
-
-    def no_label(self, height: int, width: int) -> np.ndarray:
-        """A label without anything labelled."""
-        return np.full((height, width), self.fill, np.float32)
-
-    def derive(self, label: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
-        """The label of the task `derived_from` -> a label of this task. camera: fx, fy, cx, cy of this frame."""
-        raise NotImplementedError
-
-    def view(self, label: np.ndarray, view: View) -> np.ndarray:
-        """The label as the view's camera sees it; never interpolated."""
-        return view.sample(label, self.fill)
-
-    def to_tensor(self, label: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(label))
-
-    # The network.
-
-    @property
-    def channels(self) -> int:
-        """Outputs of the head."""
-        return 1
-
-    def select(self, raw: Tensor) -> Tensor:
-        """The outputs of the shared head -> this data set's, (B, channels, h, w)."""
-        return raw
-
-    @abstractmethod
-    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        """raw (B, channels, h, w), target of any size -> scalar; 0 when nothing is labelled."""
-
-    def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
-        """raw -> (B, channels, *size) that may be averaged over views: probabilities, metres, vectors."""
-        return resize_raw(raw, size, self.interpolation)
-
-    def undo(self, scores: Tensor, zoom: float, mirror: bool) -> Tensor:
-        """Scores of a zoomed and mirrored picture -> scores of the picture."""
-        return scores.flip(-1) if mirror else scores
-
-    def decide(self, scores: Tensor) -> Tensor:
-        """Scores -> prediction."""
-        return scores[:, 0]
-
-    def confidence(self, scores: Tensor, mirrored: Tensor) -> Tensor:
-        """Scores of a picture and, `undo`ne, of its mirror image -> how sure it is, (B, H, W) in 0..1.
-
-        By default how much less than 1 the two differ, which suits probabilities.
-        """
-        return 1 - (scores - mirrored).abs().amax(1)
-
-    def decode(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
-        """raw -> prediction at full size."""
-        return self.decide(self.scores(raw, size))
-
-    # Labels of teachers, see teach.py.
-
-    @classmethod
-    def from_teacher(cls, section: Mapping[str, object], where: str) -> Task:
-        """The task of a network of others, whose outputs are described like the labels of a data set."""
-        return cls.from_section(cls.read_section(section, where), Config())
-
-    def translation(
-        self, section: Mapping[str, object] | None, names: Mapping[str, str], where: str
-    ) -> tuple[Task, Callable[[np.ndarray], np.ndarray]]:
-        """The data set's own task (`section` is its section, None when it has none), and a function from a prediction
-        of this task to one of that. `names` rename classes. Raises ValueError when they do not fit."""
-        if names:
-            raise ValueError(f"--map: {self.name} has no classes")
-        return (self if section is None else self.from_section(section, Config())), lambda prediction: prediction
-
-    def blank(self, prediction: np.ndarray, sure: np.ndarray) -> np.ndarray:
-        """The prediction, (H, W) or (3, H, W), with "no label" where `sure` (H, W) is False."""
-        return np.where(sure, prediction, prediction.dtype.type(self.fill))
-
-    # Reports.
-
-    @abstractmethod
-    def metrics(self, protocol: Protocol) -> Metrics:
-        """A new accumulator."""
-
-    @abstractmethod
-    def draw(self, prediction: np.ndarray) -> np.ndarray:
-        """A prediction or label -> (H, W, 3) uint8 picture, comparable between frames."""
-
-    def legend(self, prediction: np.ndarray) -> list[tuple[str, tuple[int, int, int]]]:
-        """(text, colour) entries that explain the picture."""
-        return []
-
-    @abstractmethod
-    def save(self, prediction: np.ndarray, path: Path) -> None:
-        """Writes the values to a PNG that `read` reads back."""
 
 
 @dataclass(frozen=True)
@@ -535,16 +396,6 @@ def _different(colors: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int, 
         result.append(next(free) if color in seen else color)
         seen.add(color)
     return tuple(result)
-
-
-def check_keys(section: object, known: set[str], where: str) -> None:
-    if not isinstance(section, Mapping):
-        raise ValueError(f"{where} must hold 'name: value' lines")
-    for key in section:
-        if key not in known:
-            raise ValueError(
-                f"{where}: unknown key {key!r}{near(key, known)}; allowed: {', '.join(sorted(known)) or 'none'}"
-            )
 
 
 def tasks_to_plain(tasks: Mapping[str, Task]) -> dict[str, dict[str, object]]:

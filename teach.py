@@ -30,7 +30,8 @@ from dataset import group_by_shape
 from folders import TEACHER_FILE, Folder, Frame, read_folder, read_list, teacher_file
 from geometry import fitted_size, resize_image
 from model import Network, load_network
-from tasks import TASKS, check_keys
+from task import check_keys
+from tasks import TASKS
 from utils import autocast, pick_device, pick_precision, read_image, run, setup_cpu, whole_file
 
 NEVER_TAUGHT = ("val", "test")  # splits whose frames a training is judged by

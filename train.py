@@ -137,8 +137,9 @@ def load_data(
         if config.cache:
             part.decode_all()
         if config.class_weights == "log" and not resume:
-            for name, task in part.tasks.items():
-                if hasattr(task, "class_weights") and name in label_tasks(folder):
+            for number, (name, task) in enumerate(part.tasks.items()):
+                labelled = any(part.weights(index)[number] for index in range(len(part)))
+                if labelled and hasattr(task, "class_weights"):
                     weights = 1 / np.log(1.02 + class_frequencies(part, task))
                     part.tasks[name] = dataclasses.replace(task, class_weights=tuple(weights.tolist()))
         parts.append(part)

@@ -324,3 +324,35 @@ def test_a_resumed_run_with_two_data_sets_ends_with_the_same_weights(script, two
     whole, broken = (read_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "broken"))
     for name, value in whole["network"].items():
         assert torch.equal(value, broken["network"][name]), name
+
+
+@pytest.mark.parametrize("weighting", ["uncertainty", "upgrad"])
+def test_task_weightings_train(script, two_sets, tmp_path, weighting):
+    if weighting == "upgrad":
+        pytest.importorskip("torchjd")
+    data = f"{two_sets[0]},{two_sets[1]}"
+    done = script("train.py", "--data", data, *TINY, "--task_weighting", weighting, "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    weights = [entry["weight/depth"] for entry in entries if entry["kind"] == "train"]
+    assert len(weights) == 6 and all(weight > 0 for weight in weights)
+    if weighting == "uncertainty":
+        assert weights[-1] != 1 and len(set(weights)) == 6, "they are learned"
+
+
+def test_mistakes_with_several_data_sets(script, two_sets, tmp_path):
+    masks, depth = two_sets
+    line = only_error_line(script("train.py", "--data", f"{masks}=1,{depth}=0"))
+    assert "data: " in line and "has the share 0" in line
+    line = only_error_line(script("train.py", "--data", f"{masks},{depth}", "--tasks", "segmentation"))
+    assert f"no training frame of {depth} has a label for segmentation" in line
+    line = only_error_line(script("train.py", "--data", f"{masks},{depth}", "--teacher_labels", "taught"))
+    assert "python teach.py makes them" in line
+    values = yaml.safe_load((depth / "dataset.yaml").read_text())
+    other = {"classes": ["floor", "wall"]}
+    (depth / "dataset.yaml").write_text(yaml.safe_dump(values | {"name": "masks_only", "segmentation": other}))
+    line = only_error_line(script("train.py", "--data", f"{masks},{depth}"))
+    assert "are both called 'masks_only', and their class lists differ" in line
+    (depth / "dataset.yaml").write_text(yaml.safe_dump(values | {"columns": ["image", "depth"]}))
+    line = only_error_line(script("train.py", "--data", f"{masks},{depth}", "--tasks", "segmentation"))
+    assert f"data: {depth} has no label that a task wants: it has depth" in line

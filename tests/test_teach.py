@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import only_error_line
 from PIL import Image
+from test_model import published
 
 from folders import read_folder, read_list, teacher_file
 from inference import predict
@@ -147,6 +148,16 @@ def test_classes_must_fit_or_be_mapped(script, partial, trained, tmp_path):
     names.write_text("{wal: stone_wall}")
     line = only_error_line(run_teacher(script, partial, trained / "best.pt", "--map", names, "--name", "b"))
     assert "no class 'wal' (did you mean 'wall'?)" in line
+
+
+def test_a_published_checkpoint_teaches(script, partial, tmp_path):
+    """Of NYUDv2 and KITTI, as for NYUDv2: the rooms have its 40 classes."""
+    torch.save({"state_dict": published(46).state_dict()}, tmp_path / "ExpNYUDKITTI_joint.ckpt")
+    call = (partial, tmp_path / "ExpNYUDKITTI_joint.ckpt", "--threshold", 0.2)
+    assert "6 of the teacher's 46 classes are not the data set's" in only_error_line(run_teacher(script, *call))
+    done = run_teacher(script, *call, "--domain", "nyud")
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load((partial / "taught/segmentation/teacher.yaml").read_text())["domain"] == "nyud"
 
 
 def test_translation_of_classes():

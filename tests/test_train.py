@@ -147,6 +147,20 @@ def test_a_stopped_run_ends_like_one_that_was_not(tiny_settings, script, tmp_pat
     )
 
 
+def test_the_network_of_carvana_is_a_configuration(tiny_settings, script, tmp_path):
+    """U-Net with its own encoder at full resolution, Dice and cross-entropy together, on odd sizes afterwards."""
+    unet = ["--encoder", "unet", "--decoder", "unet", "--unet_upsampling", "transposed",
+            "--segmentation_loss", "cross_entropy+dice", "--tasks", "segmentation",
+            "--best_metric", "segmentation/dice", "--crop", "32,48", "--batch_size", 2, "--epochs", 1]  # fmt: skip
+    done = script("train.py", "--config", tiny_settings, *unet, "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    network = load_network(tmp_path / "run" / "best.pt")
+    # 31,037,568 of the network without its last layer (tests/test_decoders.py), and our head of a scale and 3x3.
+    assert sum(item.numel() for item in network.parameters()) == 31_037_568 + 64 + 9 * 64 * 40 + 40
+    raw = network(torch.zeros(1, 3, 51, 77, dtype=torch.uint8))["segmentation"]
+    assert raw.shape == (1, 40, 51, 77)
+
+
 def test_resume_with_a_relative_path_goes_on_in_the_same_folder(tiny_settings, script, tmp_path):
     process = start(["--config", tiny_settings, "--epochs", 30, "--run", tmp_path / "runs" / "x", "--log_every", 1])
     wait_for(tmp_path / "runs" / "x" / "log.jsonl", '"epoch": 1.0', process)

@@ -1,0 +1,122 @@
+"""Surface normals from depth: planes of known direction, rendered rooms, real sensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import shared
+
+from config import Config
+from dataset import Frames
+from folders import make_domains, read_folder, read_list
+from geometry import normals_from_depth, scaled_camera
+from tasks import Depth, Normals
+
+CAMERA = {"fx": 110.0, "fy": 95.0, "cx": 60.3, "cy": 41.7}
+
+
+def rays(height: int, width: int, camera: dict[str, float]) -> np.ndarray:
+    """(H, W, 3): the point at depth 1 that each pixel sees."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    x, y = (x - camera["cx"]) / camera["fx"], (y - camera["cy"]) / camera["fy"]
+    return np.stack([x, y, np.ones_like(x)], axis=2)
+
+
+def plane(normal: tuple[float, float, float], distance: float, height: int = 83, width: int = 121) -> np.ndarray:
+    """Depth of the plane n.P = -distance, whose normal points towards the camera."""
+    return -distance / (rays(height, width, CAMERA) @ np.array(normal))
+
+
+def degrees(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.degrees(np.arccos(np.clip((first * second).sum(2), -1, 1)))
+
+
+@pytest.mark.parametrize("normal", [(0, 0, -1), (0.6, 0, -0.8), (-0.3, 0.5, -0.8), (0.1, -0.85, -0.5)])
+def test_a_plane_has_its_normal(normal):
+    normal = np.array(normal) / np.linalg.norm(normal)
+    depth = plane(tuple(normal), 2.0)
+    assert (depth > 0).all(), "the whole picture sees the plane"
+    found = normals_from_depth(depth.astype(np.float32), CAMERA)
+    seen = found.any(2)
+    # In a corner of the picture a quarter of the window is left.
+    assert seen.mean() > 0.95
+    assert degrees(found[seen][None], normal[None, None]).max() < 0.05
+    # As files store it: 1/5000 m.
+    stored = (np.round(depth * 5000) / 5000).astype(np.float32)
+    found = normals_from_depth(stored, CAMERA)
+    assert np.median(degrees(found[found.any(2)][None], normal[None, None])) < 0.5
+
+
+def test_no_normal_at_edges_and_where_depth_is_missing():
+    depth = plane((0, 0, -1), 2.0).astype(np.float32)
+    depth[:, 60:] = 3.0  # a step
+    depth[20:40, 10:30] = 0
+    depth[70, 5] = 0
+    found = normals_from_depth(depth, CAMERA)
+    assert not found[:, 59:61].any() and not found[20:40, 10:30].any() and not found[70, 5].any()
+    assert found[70, 6].any(), "a hole of one pixel does not spread"
+    assert found[50, 30].tolist() == pytest.approx([0, 0, -1], abs=1e-5)
+    assert not normals_from_depth(np.zeros((31, 17), np.float32), CAMERA).any()
+
+
+def test_intrinsics_follow_the_size_of_the_frame():
+    camera = CAMERA | {"width": 121.0, "height": 83.0}
+    assert scaled_camera(camera, 83, 121) == pytest.approx(CAMERA)
+    double = scaled_camera(camera, 166, 242)
+    assert double["fx"] == 220 and double["cx"] == pytest.approx(2 * 60.3 + 0.5)
+    assert scaled_camera(CAMERA, 10, 10) == pytest.approx(CAMERA), "no size: as they are"
+
+
+def without_normals(folder: Path, tmp_path: Path, **changes: object) -> Path:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    values = yaml.safe_load((copy / "dataset.yaml").read_text())
+    values = {key: value for key, value in (values | changes).items() if value is not None}
+    (copy / "dataset.yaml").write_text(yaml.safe_dump(values | {"columns": ["image", "segmentation", "depth"]}))
+    for split in ("train.txt", "val.txt"):
+        lines = (copy / split).read_text().splitlines()
+        (copy / split).write_text("\n".join(line.rpartition("\t")[0] for line in lines))
+    return copy
+
+
+def frames_with_normals(path: Path) -> Frames:
+    folder = read_folder(path)
+    config = dataclasses.replace(Config(), long_side=0, tasks=("depth", "normals"))
+    _, domains = make_domains([folder], config)
+    return Frames(folder, read_list(folder, "val"), domains[folder.name], config, train=False)
+
+
+def test_derived_normals_of_rooms_are_the_rendered_ones(rooms_folder, tmp_path):
+    derived, rendered = (frames_with_normals(path) for path in (without_normals(rooms_folder, tmp_path), rooms_folder))
+    for index in range(len(derived)):
+        assert derived.weights(index) == (1.0, 1.0)
+        found, truth = (frames.read(index)["normals"] for frames in (derived, rendered))
+        both = found.any(2) & truth.any(2)
+        assert both.mean() > 0.5
+        assert np.median(degrees(found, truth)[both]) < 1
+
+
+def test_without_intrinsics_there_are_none(rooms_folder, tmp_path):
+    path = without_normals(rooms_folder, tmp_path, camera=None)
+    with pytest.raises(ValueError, match="has no normals labels; it has: segmentation, depth"):
+        frames_with_normals(path)
+
+
+@pytest.mark.parametrize("name", ["redkitchen", "replica_office0", "nyud"])
+def test_real_depth_gives_normals_that_face_the_camera(name):
+    folder = read_folder(shared("data") / name)
+    task, section = Depth.from_section(folder.sections["depth"], Config()), folder.sections["depth"]
+    frame = read_list(folder, "val")[0]
+    depth = task.read(frame.labels["depth"], section)
+    found = Normals().derive(depth, scaled_camera(folder.camera, *depth.shape))
+    seen = found.any(2)
+    assert seen.mean() > 0.35
+    towards = (found * rays(*depth.shape, folder.camera)).sum(2)[seen]
+    assert (towards < 0).mean() > 0.999
+    # Floors and tables look up: somewhere in each of these rooms.
+    assert (found[..., 1] < -0.7).mean() > 0.005

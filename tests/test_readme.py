@@ -1,0 +1,54 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+from conftest import ROOT
+from PIL import Image
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_fourth_task_is_a_class_in_tasks_and_nothing_else(tiny_settings, tmp_path):
+    (code,) = re.findall(r"```python\n(@dataclass.*?class Edges\(Task\).*?)```", README, re.DOTALL)
+    assert code.count("\n") < 45
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, repository)
+    with (repository / "tasks.py").open("a") as file:
+        file.write("\n\n" + code)
+
+    def call(*arguments: object) -> str:
+        command = [sys.executable, *map(str, arguments)]
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call("train.py", "--config", tiny_settings, "--tasks", "segmentation,depth,edges", "--epochs", 2, "--run", "run")
+    assert re.search(r"edges +miou .* dice 0\.\d", call("evaluate.py", "--checkpoint", "run/best.pt", "--workers", 0))
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (67, 91, 3), np.uint8)).save(picture)
+    call("inference.py", "--checkpoint", "run/best.pt", "--input", picture, "--output", "out")
+    edges = np.array(Image.open(repository / "out/picture_edges.png"))
+    assert edges.shape == (67, 91) and set(np.unique(edges)) <= {0, 1}
+
+
+def test_the_files_that_it_names_exist():
+    for name in re.findall(r"\]\(([\w/.-]+)\)", README):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"configs/\w+\.yaml", README):
+        assert (ROOT / name).is_file(), name
+
+
+def test_each_configuration_says_how_it_was_measured():
+    for file in sorted((ROOT / "configs").glob("*.yaml")):
+        head = [line for line in file.read_text().splitlines() if line.startswith("#")]
+        text = " ".join(head)
+        assert f"python train.py --config configs/{file.name}" in text, file
+        assert "Not measured here" in text or re.search(r"Measured 20\d\d-\d\d-\d\d", text), file
