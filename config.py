@@ -47,7 +47,7 @@ class Config:
     tasks: tuple[str, ...] = ("segmentation", "depth")
     loss_weights: dict[str, float] = field(default_factory=lambda: {"segmentation": 1.0, "depth": 1.0})
     task_weighting: str = "fixed"  # fixed | uncertainty | dwa | upgrad, see weighting.py
-    segmentation_loss: str = "cross_entropy"  # cross_entropy | dice | cross_entropy+dice
+    segmentation_loss: str = "cross_entropy"  # cross_entropy (binary with two classes) | dice | cross_entropy+dice
     class_weights: str = "log"  # none | log: 1 / ln(1.02 + frequency), ENet (arXiv 1606.02147, section 5.2)
     depth_activation: str = "softplus"  # softplus | exp | abs: from the head's raw output to metres
     loss_stride: int = 2  # compute the losses at every n-th pixel of each axis: 1, 2 or 4

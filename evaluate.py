@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from config import Config, Parser, convert, make_config, near
+from config import Config, Parser, convert, make_config
 from dataset import Frames, eval_loader
 from folders import Folder, label_tasks, read_folder, read_list
 from geometry import resize_raw
 from metrics import Protocol
-from model import Network, load_network
+from model import Network, load_network, tasks_of
 from tasks import Task
 from utils import autocast, newest_checkpoint, pick_device, pick_precision, run, setup_cpu, whole_file
 
@@ -44,15 +44,16 @@ def predict_batch(
     scales = tuple(scales)
     tasks = network.tasks if tasks is None else tasks
     if scales == (1.0,) and not mirror:
-        return {name: tasks[name].decode(tasks[name].select(raw), sizes[name]) for name, raw in network(images).items()}
+        raws = network(images)
+        return {name: task.decode(task.select(raws[name]), sizes[name]) for name, task in tasks.items()}
     total: dict[str, Tensor] = {}
     for scale in scales:
         size = tuple(max(32, round(side * scale)) for side in images.shape[-2:])
         scaled = resize_raw(images / 255, size).clamp(0, 1)
         for flipped in (False, True) if mirror else (False,):
-            for name, raw in network(scaled.flip(-1) if flipped else scaled).items():
-                task = tasks[name]
-                scores = task.undo(task.scores(task.select(raw), sizes[name]), scale, flipped)
+            raws = network(scaled.flip(-1) if flipped else scaled)
+            for name, task in tasks.items():
+                scores = task.undo(task.scores(task.select(raws[name]), sizes[name]), scale, flipped)
                 total[name] = total[name] + scores if name in total else scores
     views = len(scales) * (2 if mirror else 1)
     return {name: tasks[name].decide(scores / views) for name, scores in total.items()}
@@ -111,17 +112,13 @@ def pick_tasks(network: Network, folder: Folder, path: Path, domain: str = "") -
 
     Raises ValueError when none has the data set's classes, or no task has labels there.
     """
-    if domain and domain not in network.domains:
-        known = ", ".join(network.domains) or "no data sets"
-        raise ValueError(f"--domain: {path} does not know {domain!r}{near(domain, network.domains)}; it has: {known}")
     labelled = label_tasks(folder)
     if not set(network.tasks) & set(labelled):
         raise ValueError(f"{folder.root} has labels for {', '.join(labelled)}, {path} for {', '.join(network.tasks)}")
+    named = [network.domains[folder.name]] if folder.name in network.domains else []
+    choices = [*named, *network.domains.values(), network.tasks]
     if domain:
-        choices = [network.domains[domain]]
-    else:
-        named = [network.domains[folder.name]] if folder.name in network.domains else []
-        choices = [*named, *network.domains.values(), network.tasks]
+        choices = [tasks_of(network, domain, path)]
     # Classes that a data set's labels use must be those that the network gives.
     wanted = {name: section["classes"] for name, section in folder.sections.items() if "classes" in section}
     for tasks in choices:
@@ -189,6 +186,10 @@ def compare(
             own = {name: pick_tasks(network, folder, fitting[0])[name]}
             single, _ = evaluate_folder(network, folder, split, own, settings)
             before, after = single[f"{name}/{task.best}"], values[f"{name}/{task.best}"]
+            if not before:
+                raise ValueError(
+                    f"--against: {fitting[0]} has {task.best} 0 on {folder.name}: no change can be relative to it"
+                )
             rows.append({
                 "metric": f"{folder.name}/{name}/{task.best}", "checkpoint": str(fitting[0]), "single": before,
                 "joint": after, "change": task.directions[task.best] * (after - before) / before,
@@ -201,7 +202,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", metavar="FILE", help="default: the newest run's best.pt")
     parser.add_argument("--data", metavar="FOLDER", help="default: the data sets of the training")
     parser.add_argument("--split", help="default: the validation split of the training")
-    parser.add_argument("--domain", metavar="NAME", help="predict as for this data set of the training")
+    parser.add_argument("--domain", default="", metavar="NAME", help="predict as for this data set of the training")
     parser.add_argument("--against", nargs="+", metavar="FILE", help="single-task checkpoints, for Delta-m")
     parser.add_argument("--crop", default="none", choices=("none", "eigen"), help="for depth, as in Eigen et al.")
     parser.add_argument("--cap", default="0", metavar="METRES", help="leave out deeper ground truth and clamp to it")
@@ -236,7 +237,7 @@ def main() -> None:
 
     results: dict[str, tuple[Folder, dict[str, Task], dict[str, float]]] = {}
     for folder in folders:
-        tasks = pick_tasks(network, folder, path, arguments.domain or "")
+        tasks = pick_tasks(network, folder, path, arguments.domain)
         values, count = evaluate_folder(network, folder, split, tasks, settings)
         results[folder.name] = folder, tasks, values
         print(f"{path} on {count} frames of {folder.root} ({split})")

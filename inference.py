@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import Parser, convert, near
+from config import Parser, convert
 from evaluate import predict_batch
 from geometry import fitted_size, resize_image
-from model import Network, load_network
+from model import Network, load_network, tasks_of
 from tasks import Task
 from utils import (
     IMAGE_SUFFIXES,
@@ -123,7 +123,7 @@ def main() -> int:
     parser.add_argument("--input", default=str(SAMPLE), metavar="IMAGE|FOLDER", help=f"default: {SAMPLE}")
     parser.add_argument("--output", default="predictions", metavar="FOLDER", help="default: predictions")
     parser.add_argument(
-        "--domain", metavar="NAME", help="classes and range of this data set of the training; default: all"
+        "--domain", default="", metavar="NAME", help="classes and range of this data set of the training; default: all"
     )
     parser.add_argument("--mirror", action="store_true", help="average with the mirrored picture")
     parser.add_argument("--device", default="auto")
@@ -138,12 +138,7 @@ def main() -> int:
     precision = pick_precision(arguments.precision, device)
     path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
     network = load_network(path).to(device, memory_format=torch.channels_last)
-    tasks = network.tasks
-    if arguments.domain:
-        if arguments.domain not in network.domains:
-            hint, known = near(arguments.domain, network.domains), ", ".join(network.domains) or "no data sets"
-            raise ValueError(f"--domain: {path} does not know {arguments.domain!r}{hint}; it has: {known}")
-        tasks = network.domains[arguments.domain]
+    tasks = tasks_of(network, arguments.domain, path)
     print(f"{path} ({', '.join(network.tasks)}) on {device}, {len(images)} image{'s' if len(images) > 1 else ''}")
     failed = 0
     stems = output_stems(images, source, output)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from config import Config, make_config
+from config import Config, make_config, near
 from decoders import DECODERS, build_decoder, build_head, initialise_small
 from encoders import build_encoder, load_matching
 from published import read_published
@@ -62,6 +62,19 @@ class Network(nn.Module):
 
     def heads_of(self, shared: Tensor) -> dict[str, Tensor]:
         return {name: head(shared) for name, head in self.heads.items()}
+
+
+def tasks_of(network: Network, domain: str, path: Path) -> dict[str, Task]:
+    """The tasks as for the data set `domain` of the training, or "" for those of the whole heads.
+
+    Raises ValueError, which names the checkpoint `path`.
+    """
+    if not domain:
+        return network.tasks
+    if domain not in network.domains:
+        known = ", ".join(network.domains) or "no data sets"
+        raise ValueError(f"--domain: {path} does not know {domain!r}{near(domain, network.domains)}; it has: {known}")
+    return network.domains[domain]
 
 
 def build_network(

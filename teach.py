@@ -29,7 +29,7 @@ from config import Parser, convert, near, read_yaml
 from dataset import group_by_shape
 from folders import TEACHER_FILE, Folder, Frame, read_folder, read_list, teacher_file
 from geometry import fitted_size, resize_image
-from model import Network, load_network
+from model import Network, load_network, tasks_of
 from task import check_keys
 from tasks import TASKS
 from utils import autocast, pick_device, pick_precision, read_image, run, setup_cpu, whole_file
@@ -45,11 +45,7 @@ class NetworkTeacher:
 
     def __init__(self, path: Path, task: str, domain: str, device: torch.device, precision: torch.dtype) -> None:
         self.network: Network = load_network(path).to(device, memory_format=torch.channels_last)
-        if domain and domain not in self.network.domains:
-            known = ", ".join(self.network.domains) or "no data sets"
-            hint = near(domain, self.network.domains)
-            raise ValueError(f"--domain: {path} does not know {domain!r}{hint}; it has: {known}")
-        tasks = self.network.domains[domain] if domain else self.network.tasks
+        tasks = tasks_of(self.network, domain, path)
         if task not in tasks:
             raise ValueError(f"--task: {path} does not predict {task!r}{near(task, tasks)}; it has: {', '.join(tasks)}")
         self.task, self.device, self.precision = tasks[task], device, precision
