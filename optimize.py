@@ -21,7 +21,7 @@ from weighting import build_weighting
 def build_optimizer(network: Network, config: Config, weighting: nn.Module | None = None) -> torch.optim.Optimizer:
     """Groups by part (encoder, or decoder and heads) and by whether the tensor decays (weights of convolutions do).
 
-    What a task weighting learns has a group of its own, with the decoder's rate.
+    What a task weighting learns has a group of its own, with ten times the decoder's rate.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
@@ -38,7 +38,9 @@ def build_optimizer(network: Network, config: Config, weighting: nn.Module | Non
         for (in_encoder, decays), parameters in groups.items()
     ]
     if weighting is not None and (learned := list(weighting.parameters())):
-        rates = {"base_lr": config.lr_decoder, "lr": config.lr_decoder, "weight_decay": 0.0}
+        # AdamW moves a number by about the rate in a step, and a log variance has several units to go.
+        rate = 10 * config.lr_decoder
+        rates = {"base_lr": rate, "lr": rate, "weight_decay": 0.0}
         settings.append({"name": "weighting, no decay", "params": learned, **rates})
     if config.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=config.lr_decoder, momentum=config.momentum, fused=True)
