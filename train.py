@@ -91,7 +91,8 @@ def summary(training: Training, mixture: Mixture, val: Mapping[str, Frames], epo
     for part, share in zip(mixture.parts, mixture.shares, strict=True):
         name, labels = part.folder.name, []
         for task, of_frames in zip(part.tasks, zip(*map(part.weights, range(len(part))), strict=True), strict=True):
-            human, taught = of_frames.count(1.0), sum(0 < weight != 1 for weight in of_frames)
+            taught = sum(task in frame.taught for frame in part.frames) if config.teacher_weight else 0
+            human = sum(weight > 0 for weight in of_frames) - taught
             teacher = f" + {taught} of a teacher (weight {config.teacher_weight:g})" if taught else ""
             labels.append(f"{human} {task}{teacher}")
         lines.append(
