@@ -89,8 +89,8 @@ class Frames(Dataset):
 
     def decode_all(self) -> None:
         """Keeps every frame in memory, shared with loader processes that are forked later."""
-        first = self.read(0)
-        needed = len(self) * sum(array.nbytes for array in first.values())
+        fullest = max(range(len(self)), key=lambda index: sum(weight > 0 for weight in self.weights(index)))
+        needed = len(self) * sum(array.nbytes for array in self.read(fullest).values())
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if needed > 0.7 * free:
             print(

@@ -105,7 +105,10 @@ def teacher_file(folder: Folder, image: Path, teacher_labels: str, task: str) ->
 
     Raises ValueError for an image outside of the data set.
     """
-    inside = Path(os.path.normpath(image)).relative_to(os.path.normpath(folder.root))
+    try:
+        inside = Path(os.path.normpath(image)).relative_to(os.path.normpath(folder.root))
+    except ValueError:
+        raise ValueError(f"{image}: it is outside of {folder.root}, where a teacher's label could not lie") from None
     return folder.root / teacher_labels / task / inside.with_name(f"{inside.name}.png")
 
 
@@ -191,8 +194,12 @@ def make_domains(folders: Sequence[Folder], config: Config) -> tuple[dict[str, T
     for folder in folders:
         if by_name[folder.name] is not folder:
             other = by_name[folder.name]
-            lists = [item.sections.get("segmentation", {}).get("classes") for item in (folder, other)]
-            clash = "" if lists[0] == lists[1] else ", and their class lists differ"
+            mine, theirs = (
+                {task: section["classes"] for task, section in item.sections.items() if "classes" in section}
+                for item in (folder, other)
+            )
+            differ = any(theirs.get(task, classes) != classes for task, classes in mine.items())
+            clash = ", and their class lists differ" if differ else ""
             raise ValueError(
                 f"data: {folder.root} and {other.root} are both called {folder.name!r}{clash}; "
                 "give each a name of its own in its dataset.yaml"

@@ -71,7 +71,7 @@ class Task(ABC):
 
     def derive(self, label: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
         """The label of the task `derived_from` -> a label of this task. camera: fx, fy, cx, cy of this frame."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} names `derived_from`, so it must say how")
 
     def view(self, label: np.ndarray, view: View) -> np.ndarray:
         """The label as the view's camera sees it; never interpolated."""

@@ -15,6 +15,7 @@ Hard distillation for asymmetric annotations: Nekrasov et al., arXiv 1809.04766,
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -174,10 +175,12 @@ def frames_to_teach(folder: Folder, split: str, task: str) -> list[Frame]:
 
 def settle(path: Path, record: Mapping[str, object]) -> None:
     """Writes who the teacher is, or checks that the labels that are there are the same teacher's."""
+    text = yaml.safe_dump(dict(record), sort_keys=False, default_flow_style=None, width=120)
     if path.is_file():
         before = read_yaml(path)
-        # Everything is text when it is read back.
-        now = yaml.load(yaml.safe_dump(dict(record)), Loader=yaml.BaseLoader)
+        with tempfile.TemporaryDirectory() as folder:  # everything is text when it is read back
+            (Path(folder) / path.name).write_text(text)
+            now = read_yaml(Path(folder) / path.name)
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
             raise ValueError(
@@ -186,7 +189,7 @@ def settle(path: Path, record: Mapping[str, object]) -> None:
             )
         return
     with whole_file(path) as temporary:
-        temporary.write_text(yaml.safe_dump(dict(record), sort_keys=False, default_flow_style=None, width=120))
+        temporary.write_text(text)
 
 
 def main() -> None:

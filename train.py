@@ -327,6 +327,8 @@ def main() -> None:
     content = read_checkpoint(folder / "last.pt")
     if "training" not in content:
         raise ValueError(f"{folder / 'last.pt'}: it holds no state to go on from")
+    if "domains" not in content:
+        raise ValueError(f"{folder / 'last.pt'}: an earlier version of this code wrote it; go on with that one")
     changes = settings_from(arguments)
     for name in changes:
         if name not in RESUMABLE:

@@ -150,6 +150,13 @@ def test_classes_must_fit_or_be_mapped(script, partial, trained, tmp_path):
     assert "no class 'wal' (did you mean 'wall'?)" in line
 
 
+def test_images_outside_of_the_data_set_are_not_taught(script, partial, trained):
+    (partial / "train.txt").write_text("../elsewhere.png\t-\t-\t-")
+    shutil.copy(next((partial / "rgb").iterdir()), partial.parent / "elsewhere.png")
+    line = only_error_line(run_teacher(script, partial, trained / "best.pt"))
+    assert "elsewhere.png: it is outside of" in line and not (partial / "taught").exists()
+
+
 def test_a_published_checkpoint_teaches(script, partial, tmp_path):
     """Of NYUDv2 and KITTI, as for NYUDv2: the rooms have its 40 classes."""
     torch.save({"state_dict": published(46).state_dict()}, tmp_path / "ExpNYUDKITTI_joint.ckpt")

@@ -147,6 +147,13 @@ def test_a_stopped_run_ends_like_one_that_was_not(tiny_settings, script, tmp_pat
     )
 
 
+def test_a_run_of_an_earlier_version_is_not_resumed(trained, script, tmp_path):
+    content = torch.load(trained / "last.pt", weights_only=True)
+    del content["domains"]
+    torch.save(content, tmp_path / "last.pt")
+    assert "an earlier version of this code wrote it" in only_error_line(script("train.py", "--resume", tmp_path))
+
+
 def test_the_network_of_carvana_is_a_configuration(tiny_settings, script, tmp_path):
     """U-Net with its own encoder at full resolution, Dice and cross-entropy together, on odd sizes afterwards."""
     unet = ["--encoder", "unet", "--decoder", "unet", "--unet_upsampling", "transposed",
