@@ -273,12 +273,12 @@ def _loader(frames: Dataset, config: Config, pin: bool, **arguments: object) -> 
 
 
 def steps_per_epoch(mixture: Mixture, config: Config) -> int:
-    """Steps that go through as many frames as all data sets have together. Raises ValueError when there are too few."""
-    frames = config.batch_size * config.accumulate
-    if len(mixture) < frames:
+    """Steps that go through as many frames as all data sets have labelled. Raises ValueError when there are too few."""
+    frames, labelled = config.batch_size * config.accumulate, sum(len(pool.frames) for pool in mixture.pools())
+    if labelled < frames:
         setting = "batch_size" if config.accumulate == 1 else "batch_size x accumulate"
-        raise ValueError(f"{setting} is {frames}, but the data set has {len(mixture)} training frames")
-    return len(mixture) // frames
+        raise ValueError(f"{setting} is {frames}, but the data set has {labelled} training frames with labels")
+    return labelled // frames
 
 
 def train_loader(mixture: Mixture, config: Config, steps: int, first_step: int = 0, pin: bool = False) -> DataLoader:

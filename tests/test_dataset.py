@@ -336,6 +336,20 @@ def test_real_frames(name):
         assert 0.3 < sample["depth"][sample["depth"] > 0].median() < 6
 
 
+def test_an_epoch_goes_through_the_labelled_frames(rooms_folder, tmp_path):
+    folder = tmp_path / "rooms"
+    shutil.copytree(rooms_folder, folder)
+    lines = [line.split("\t") for line in (folder / "train.txt").read_text().splitlines()]
+    lines = [
+        "\t".join(["-" if i == 1 and n < 8 else cell for i, cell in enumerate(row)]) for n, row in enumerate(lines)
+    ]
+    (folder / "train.txt").write_text("\n".join(lines))
+    config = dataclasses.replace(PLAIN, batch_size=2)
+    for tasks, steps in ((("segmentation",), 2), (("depth",), 6), (("segmentation", "depth"), 6)):
+        mixture = Mixture([frames_of(folder, config, train=True, tasks=tasks)], [1.0])
+        assert steps_per_epoch(mixture, config) == steps, "4 of 12 frames have a mask, all have depth"
+
+
 def test_too_few_frames_for_a_batch(rooms_folder):
     config = dataclasses.replace(PLAIN, batch_size=13)
     with pytest.raises(ValueError, match="batch_size is 13, but the data set has 12 training frames"):
