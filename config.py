@@ -217,8 +217,16 @@ def read_yaml(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
+        return parse_yaml(path.read_text(encoding="utf-8-sig"), path)
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path}: not readable as YAML: {problem}") from None
+
+
+def parse_yaml(text: str, path: Path) -> dict[str, object]:
+    """`read_yaml` of text that stands in the file, or shall stand there."""
+    try:
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as problem:
         raise ValueError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}") from None
     seen: set[int] = set()
 

@@ -15,7 +15,6 @@ Hard distillation for asymmetric annotations: Nekrasov et al., arXiv 1809.04766,
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from config import Parser, convert, near, read_yaml
+from config import Parser, convert, near, parse_yaml, read_yaml
 from dataset import group_by_shape
 from folders import TEACHER_FILE, Folder, Frame, read_folder, read_list, teacher_file
 from geometry import fitted_size, resize_image
@@ -177,10 +176,7 @@ def settle(path: Path, record: Mapping[str, object]) -> None:
     """Writes who the teacher is, or checks that the labels that are there are the same teacher's."""
     text = yaml.safe_dump(dict(record), sort_keys=False, default_flow_style=None, width=120)
     if path.is_file():
-        before = read_yaml(path)
-        with tempfile.TemporaryDirectory() as folder:  # everything is text when it is read back
-            (Path(folder) / path.name).write_text(text)
-            now = read_yaml(Path(folder) / path.name)
+        before, now = read_yaml(path), parse_yaml(text, path)
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
             raise ValueError(
