@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/python train.py --run runs/demo
 	$(BIN)/python evaluate.py --checkpoint runs/demo/best.pt
 	$(BIN)/python inference.py --checkpoint runs/demo/best.pt --output predictions
-	@echo "Look at predictions/sample_overview.png, and: $(BIN)/tensorboard --logdir runs"
+	@echo "Look at predictions/sample_overview.jpg, and: $(BIN)/tensorboard --logdir runs"
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .

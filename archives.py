@@ -19,7 +19,8 @@ import yaml
 
 from check import in_threads
 from folders import read_folder, read_list
-from utils import read_image, read_label, whole_folder, write_png
+from images import read_image, read_label, write_png
+from utils import whole_folder
 
 CHUNK = 1 << 20  # bytes
 LABEL_FOLDERS = {"segmentation": "masks", "depth": "depth"}

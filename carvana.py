@@ -13,7 +13,8 @@ import numpy as np
 
 from archives import Pair, Source, refuse_unpaired, write_classes, write_data_set
 from config import Parser
-from utils import open_image, refuse_existing
+from images import open_image
+from utils import refuse_existing
 
 CARVANA_URL = "https://www.kaggle.com/c/carvana-image-masking-challenge/data"
 CLASSES = {"background": [0, 0, 0], "car": [0, 0, 142]}

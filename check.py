@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from config import Config, near
 from folders import Folder, Frame, make_tasks, parse_line, read_folder
+from images import read_image, read_label, side_by_side, write_png
 from tasks import NO_CLASS, Task
-from utils import read_image, read_label, side_by_side, write_png
 
 EXAMPLES = 3  # of each kind of fault
 TILES = 12  # frames of the mosaic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -23,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from config import Config
 from folders import Folder, Frame
 from geometry import fitted_size, random_view, resize_image, scaled_camera
+from images import read_image
 from tasks import TASKS, Task
-from utils import read_image
 
 PADDING_RGB = (124, 116, 104)  # the ImageNet mean: close to zero after normalisation
 
@@ -287,5 +288,10 @@ def train_loader(mixture: Mixture, config: Config, steps: int, first_step: int =
 
 
 def eval_loader(frames: Frames, config: Config, pin: bool = False) -> DataLoader:
-    """Lists of batches of equal shapes (see `group_by_shape`); every frame once, in order."""
+    """Lists of batches of equal shapes (see `group_by_shape`); every frame once, in order.
+
+    `pin` for a GPU. Without one the network takes all cores, and other processes beside it cost more than they save.
+    """
+    if not pin:
+        config = dataclasses.replace(config, workers=0)
     return _loader(frames, config, pin, batch_size=config.batch_size, collate_fn=group_by_shape)

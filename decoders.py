@@ -36,7 +36,6 @@ class ChainedPooling(nn.Module):
 
     def __init__(self, channels: int, stages: int, depthwise: bool) -> None:
         super().__init__()
-        self.pool = nn.MaxPool2d(5, stride=1, padding=2)
         self.convs = nn.ModuleList(
             ChannelScale(channels) if depthwise else nn.Conv2d(channels, channels, 1, bias=False) for _ in range(stages)
         )
@@ -44,9 +43,20 @@ class ChainedPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         path = x
         for conv in self.convs:
-            path = conv(self.pool(path))
+            path = conv(max_pool_5x5(path))
             x = x + path
         return x
+
+
+def max_pool_5x5(x: Tensor) -> Tensor:
+    """x (B, C, h, w) -> the same shape; the largest value within two pixels.
+
+    Without gradients as a column and then a row: the same values from 10 comparisons instead of 25. With them each
+    of the two would have a backward pass, which costs more than the forward pass saves.
+    """
+    if torch.is_grad_enabled():
+        return F.max_pool2d(x, 5, stride=1, padding=2)
+    return F.max_pool2d(F.max_pool2d(x, (5, 1), stride=1, padding=(2, 0)), (1, 5), stride=1, padding=(0, 2))
 
 
 class LightWeightRefineNet(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from backends import FILES, Backend, open_backend
 from config import Config, Parser, convert, make_config
 from dataset import Frames, eval_loader
 from folders import Folder, label_tasks, read_folder, read_list
@@ -29,7 +30,7 @@ from utils import autocast, newest_checkpoint, pick_device, pick_precision, run,
 
 
 def predict_batch(
-    network: Network,
+    network: Network | Backend,
     images: Tensor,
     sizes: Mapping[str, tuple[int, int]],
     scales: Iterable[float] = (1.0,),
@@ -44,12 +45,11 @@ def predict_batch(
     scales = tuple(scales)
     tasks = network.tasks if tasks is None else tasks
     if scales == (1.0,) and not mirror:
-        raws = network(images)
-        return {name: task.decode(task.select(raws[name]), sizes[name]) for name, task in tasks.items()}
+        return network.predict(images, sizes, tasks)
     total: dict[str, Tensor] = {}
     for scale in scales:
         size = tuple(max(32, round(side * scale)) for side in images.shape[-2:])
-        scaled = resize_raw(images / 255, size).clamp(0, 1)
+        scaled = images if scale == 1 else resize_raw(images / 255, size).clamp(0, 1)
         for flipped in (False, True) if mirror else (False,):
             raws = network(scaled.flip(-1) if flipped else scaled)
             for name, task in tasks.items():
@@ -61,7 +61,7 @@ def predict_batch(
 
 @torch.inference_mode()
 def evaluate(
-    network: Network,
+    network: Network | Backend,
     loader: DataLoader,
     device: torch.device,
     precision: torch.dtype = torch.float32,
@@ -73,10 +73,8 @@ def evaluate(
 ) -> dict[str, float]:
     """{"task/metric": value} over every frame of `loader` (`dataset.eval_loader`), at ground-truth size.
 
-    `tasks` are those of the loader's data set, by default the network's.
+    `tasks` are those of the loader's data set, by default the network's, which must be in eval mode.
     """
-    was_training = network.training
-    network.eval()
     tasks = network.tasks if tasks is None else tasks
     metrics = {name: task.metrics(protocol) for name, task in tasks.items()}
     for batches in tqdm(loader, desc="evaluate", disable=None if progress else True, leave=False):
@@ -88,7 +86,6 @@ def evaluate(
                 predictions = predict_batch(network, images, sizes, scales, mirror, tasks)
             for name, accumulator in metrics.items():
                 accumulator.update(predictions[name], targets[name])
-    network.train(was_training)
     return {f"{task}/{name}": value for task, item in metrics.items() for name, value in item.compute().items()}
 
 
@@ -106,7 +103,7 @@ def table(tasks: Mapping[str, Task], values: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def pick_tasks(network: Network, folder: Folder, path: Path, domain: str = "") -> dict[str, Task]:
+def pick_tasks(network: Network | Backend, folder: Folder, path: Path, domain: str = "") -> dict[str, Task]:
     """The tasks to evaluate on a data set: those of `domain`, or of the network's data set of the same name, of one
     with the same classes, or all of the network's.
 
@@ -129,6 +126,15 @@ def pick_tasks(network: Network, folder: Folder, path: Path, domain: str = "") -
     raise ValueError(f"{folder.root}: its classes are not those of {path} ({len(classes)} and {counts})")
 
 
+def open_network(
+    path: Path, backend: str = "", device: torch.device | None = None, precision: str = "auto"
+) -> Network | Backend:
+    """A checkpoint's network as it was trained, or in a back end; a file of export.py is in one."""
+    if backend or path.suffix in FILES:
+        return open_backend(path, backend or "auto", device, precision)
+    return load_network(path)
+
+
 @dataclass(frozen=True)
 class Settings:
     """How checkpoints are evaluated, from the command line."""
@@ -141,17 +147,18 @@ class Settings:
 
 
 def evaluate_folder(
-    network: Network, folder: Folder, split: str, tasks: Mapping[str, Task], settings: Settings
+    network: Network | Backend, folder: Folder, split: str, tasks: Mapping[str, Task], settings: Settings
 ) -> tuple[dict[str, float], int]:
     """The metrics on a split of a data set, and its number of frames."""
     # The size of the images is the network's own; the machine's settings are those of the command line.
     config = dataclasses.replace(settings.config, long_side=network.config.long_side)
     frames = Frames(folder, read_list(folder, split), tasks, config, train=False)
-    network = network.to(settings.device, memory_format=torch.channels_last)
+    if isinstance(network, Network):
+        network = network.to(settings.device, memory_format=torch.channels_last)
     precision = pick_precision(config.precision, settings.device)
     values = evaluate(
-        network, eval_loader(frames, config), settings.device, precision, settings.protocol, settings.scales,
-        settings.mirror, progress=True, tasks=tasks,
+        network, eval_loader(frames, config, pin=settings.device.type == "cuda"), settings.device, precision,
+        settings.protocol, settings.scales, settings.mirror, progress=True, tasks=tasks,
     )  # fmt: skip
     return values, len(frames)
 
@@ -167,7 +174,7 @@ def compare(
     The change is relative and positive where the joint network is better: Delta-m of Maninis et al.
     (arXiv 1904.08918, section 4) is their mean. Raises ValueError for a task with no network to compare with, or two.
     """
-    networks = {path: load_network(path) for path in singles}
+    networks = {path: open_network(path) for path in singles}
     rows: list[dict[str, object]] = []
     for folder, tasks, values in joint:
         for name, task in tasks.items():
@@ -211,6 +218,9 @@ def main() -> None:
     parser.add_argument("--scales", default="1", metavar="S,S,...", help="average over these scales of the picture")
     parser.add_argument("--batch_size", default="4")
     parser.add_argument("--workers", default="2")
+    parser.add_argument(
+        "--backend", default="", help="compute in this one (inference.py); default: PyTorch, as trained"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     parser.add_argument("--output", metavar="JSON", help="default: beside the checkpoint")
@@ -218,7 +228,8 @@ def main() -> None:
     setup_cpu()
 
     path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
-    network = load_network(path)
+    device = pick_device(arguments.device)
+    network = open_network(path, arguments.backend, device, arguments.precision)
     config = make_config(
         {"batch_size": arguments.batch_size, "workers": arguments.workers, "device": arguments.device,
          "precision": arguments.precision},
@@ -229,7 +240,7 @@ def main() -> None:
     if not scales or min(scales) <= 0 or cap < 0:
         raise ValueError("command line: scales must be above 0, and cap not below 0")
     protocol = Protocol(arguments.crop, cap, arguments.per_image)
-    settings = Settings(config, pick_device(config.device), protocol, scales, arguments.mirror)
+    settings = Settings(config, device, protocol, scales, arguments.mirror)
     split = arguments.split or config.val_split
     folders = [read_folder(folder) for folder in ([arguments.data] if arguments.data else config.data)]
     if arguments.output and len(folders) > 1 and not arguments.against:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -60,6 +62,79 @@ def resize_raw(raw: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Te
     if raw.shape[-2:] == size:
         return raw.float()
     return F.interpolate(raw.float(), size=size, mode=mode, align_corners=False)
+
+
+def argmax_resized(raw: Tensor, size: tuple[int, int]) -> Tensor:
+    """raw (B, C, h, w) -> (B, *size) uint8: the argmax over C of `resize_raw(raw, size)`, which is never built.
+
+    A bilinear value is a mean of the four corners of its cell. Where these have one largest channel, all pixels
+    between them have it too: only the other cells, along the borders of things, are interpolated. Rounding decides
+    where two channels are equal. A traced graph, which other programs compile, has the values of all pixels.
+    """
+    height, width = size
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return resize_raw(raw, size).argmax(1).to(torch.uint8)
+    if raw.device.type != "cpu":
+        return argmax_in_bands(raw, size)
+    top, bottom, y_weights, y_pixels, y_cells = _cells(raw.shape[2], height)
+    left, right, x_weights, x_pixels, x_cells = _cells(raw.shape[3], width)
+    pixels = raw.float().permute(0, 2, 3, 1).contiguous()  # (B, h, w, C)
+    largest = pixels.argmax(3).to(torch.uint8)  # (B, h, w); along the last axis it is three times as fast
+    upper, lower = largest[:, top], largest[:, bottom]
+    first = upper[:, :, left]  # (B, cells, cells), as the others
+    mixed = (first != upper[:, :, right]) | (first != lower[:, :, left]) | (first != lower[:, :, right])
+    result = first[:, y_cells][:, :, x_cells]  # (B, height, width)
+    # A part at a time stays in the processor's cache.
+    for image, i, j in zip(*(index.split(512) for index in mixed.nonzero(as_tuple=True)), strict=True):
+        vertical = y_weights[i][:, :, None]  # (N, rows of a cell, 1)
+        sides = [
+            torch.lerp(pixels[image, top[i], side[j]][:, None], pixels[image, bottom[i], side[j]][:, None], vertical)
+            for side in (left, right)
+        ]  # (N, rows, C)
+        values = torch.lerp(sides[0][:, :, None], sides[1][:, :, None], x_weights[j][:, None, :, None])
+        result[image[:, None, None], y_pixels[i][:, :, None], x_pixels[j][:, None, :]] = values.argmax(3).to(
+            torch.uint8
+        )
+    return result
+
+
+def argmax_in_bands(raw: Tensor, size: tuple[int, int], rows: int = 64) -> Tensor:
+    """`argmax_resized` on a GPU, some rows at a time: finding the cells along borders would make one wait for it."""
+    top, bottom, y_weights = _taps(raw.shape[2], size[0], raw.device)
+    left, right, x_weights = _taps(raw.shape[3], size[1], raw.device)
+    raw, bands = raw.float(), []
+    for begin in range(0, size[0], rows):
+        band = slice(begin, begin + rows)
+        values = torch.lerp(raw[:, :, top[band]], raw[:, :, bottom[band]], y_weights[band, None])
+        values = torch.lerp(values[..., left], values[..., right], x_weights)
+        bands.append(values.argmax(1).to(torch.uint8))
+    return torch.cat(bands, dim=1)
+
+
+@lru_cache(maxsize=64)
+def _taps(inputs: int, outputs: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """One axis of a bilinear resize: for each output its two inputs, and the weight of the second."""
+    source = ((torch.arange(outputs, dtype=torch.float64) + 0.5) * inputs / outputs - 0.5).clamp(min=0)
+    first = source.floor()
+    indices = (index.long().clamp(max=inputs - 1).to(device) for index in (first, first + 1))
+    return (*indices, (source - first).float().to(device))
+
+
+@lru_cache(maxsize=64)
+def _cells(inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One axis of a bilinear resize, by the cells between neighbouring inputs (and before the first, after the last).
+
+    Returns each cell's two inputs (cells,), and of the outputs in it the weights of the second input (cells, most
+    outputs of a cell) and the indices; then the cell of each output (outputs,). Cells with fewer outputs repeat one.
+    """
+    source = (torch.arange(outputs, dtype=torch.float64) + 0.5) * inputs / outputs - 0.5
+    cell = source.floor().long() + 1  # 0 .. inputs
+    # Only cells with outputs are kept: when shrinking, some have none.
+    cells, compact, counts = cell.unique_consecutive(return_inverse=True, return_counts=True)
+    first = counts.cumsum(0) - counts
+    pixels = first[:, None] + torch.arange(int(counts.max())).minimum(counts[:, None] - 1)
+    weights = (source - source.floor())[pixels].float()
+    return (cells - 1).clamp(min=0), cells.clamp(max=inputs - 1), weights, pixels, compact
 
 
 def fitted_size(height: int, width: int, long_side: int) -> tuple[int, int]:

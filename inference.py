@@ -6,84 +6,45 @@
     python inference.py --checkpoint C --domain camvid    # a network of several data sets: this one's classes alone
 
 For each image: NAME_segmentation.png (class ids, with a palette), NAME_depth.png (16 bits, millimetres), a coloured
-picture of each, and NAME_overview.png with all of them side by side. In programs:
+picture of each, and NAME_overview.jpg with all of them side by side. In programs:
 
-    network = load_network("runs/x/best.pt")
-    result = predict(network, image)     # {"segmentation": (H, W) ids, "depth": (H, W) metres}
+    predictor = Predictor("runs/x/best.pt")
+    result = predictor(image)            # {"segmentation": (H, W) ids, "depth": (H, W) metres}
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from backends import BACKENDS, FILES, fastest
 from config import Parser, convert
-from evaluate import predict_batch
-from geometry import fitted_size, resize_image
-from model import Network, load_network, tasks_of
+from images import IMAGE_SUFFIXES, Panel, read_image, side_by_side, write_jpeg, write_png
+from predictor import Predictor
 from tasks import Task
-from utils import (
-    IMAGE_SUFFIXES,
-    autocast,
-    newest_checkpoint,
-    pick_device,
-    pick_precision,
-    read_image,
-    run,
-    setup_cpu,
-    side_by_side,
-    write_png,
-)  # fmt: skip
+from utils import ahead, newest_checkpoint, pick_device, run, setup_cpu
 
 SAMPLE = Path("media/sample.jpg")
-
-
-@torch.inference_mode()
-def predict(
-    network: Network,
-    image: np.ndarray,
-    precision: torch.dtype = torch.float32,
-    mirror: bool = False,
-    tasks: Mapping[str, Task] | None = None,
-) -> dict[str, np.ndarray]:
-    """image (H, W, 3) uint8 RGB -> {task: prediction at the image's size}, on the network's device.
-
-    `tasks` are those of a data set, network.domains[name]; by default the network's, with all classes.
-    "segmentation": (H, W) uint8 class ids; "depth": (H, W) float32 metres; "normals": (3, H, W) float32.
-    """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"expected an image (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
-    device = network.mean.device
-    size = image.shape[:2]
-    fitted = resize_image(image, *fitted_size(*size, network.config.long_side))
-    pixels = (
-        torch.from_numpy(np.ascontiguousarray(fitted)).to(device).permute(2, 0, 1)[None]
-    )  # (1, 3, h, w), channels last
-    with autocast(device, precision):
-        predictions = predict_batch(network, pixels, dict.fromkeys(network.tasks, size), mirror=mirror, tasks=tasks)
-    return {name: value[0].cpu().numpy() for name, value in predictions.items()}
-
-
-def overview(image: np.ndarray, tasks: Mapping[str, Task], predictions: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The image and each prediction side by side, (h, w, 3) uint8."""
-    panels = [(name, task.draw(predictions[name]), task.legend(predictions[name])) for name, task in tasks.items()]
-    return side_by_side([("image", image, []), *panels])
+FEW = 30  # images, for which a back end that takes seconds to set up does not pay
 
 
 def save_predictions(
     stem: Path, image: np.ndarray, tasks: Mapping[str, Task], predictions: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes STEM_task.png, STEM_task_color.png and STEM_overview.png."""
+    """Writes STEM_task.png, STEM_task_color.png and STEM_overview.jpg."""
+    panels: list[Panel] = [("image", image, [])]
     for name, task in tasks.items():
+        picture = task.draw(predictions[name])
+        panels.append((name, picture, task.legend(predictions[name])))
         task.save(predictions[name], stem.with_name(f"{stem.name}_{name}.png"))
-        write_png(stem.with_name(f"{stem.name}_{name}_color.png"), task.draw(predictions[name]))
-    write_png(stem.with_name(f"{stem.name}_overview.png"), overview(image, tasks, predictions))
+        write_png(stem.with_name(f"{stem.name}_{name}_color.png"), picture)
+    write_jpeg(stem.with_name(f"{stem.name}_overview.jpg"), side_by_side(panels))
 
 
 def find_images(source: Path, output: Path) -> list[Path]:
@@ -115,6 +76,64 @@ def output_stems(images: Sequence[Path], source: Path, output: Path) -> list[Pat
     return [output / (stem if ok else name) for stem, name, ok in zip(stems, names, alone, strict=True)]
 
 
+def read(path: Path) -> np.ndarray | str:
+    """The image, or what is wrong with the file."""
+    try:
+        return read_image(path)
+    except (ValueError, FileNotFoundError) as problem:
+        return " ".join(str(problem).split())
+
+
+def groups(images: Iterable[tuple[Path, np.ndarray]], most: int) -> Iterator[list[tuple[Path, np.ndarray]]]:
+    """Neighbours whose images have one size, at most `most` together."""
+    group: list[tuple[Path, np.ndarray]] = []
+    for item in images:
+        if group and (len(group) == most or item[1].shape != group[0][1].shape):
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
+
+
+def predict_files(predictor: Predictor, images: Sequence[Path], stems: Sequence[Path], batch_size: int) -> int:
+    """Predicts and writes the outputs of each image; files are read and written in the background.
+
+    Returns how many could not be read; each of them was reported in one line.
+    """
+    failed = 0
+
+    def readable() -> Iterator[tuple[Path, np.ndarray]]:
+        nonlocal failed
+        for stem, content in zip(stems, ahead(read, images), strict=True):
+            if isinstance(content, str):
+                tqdm.write(f"error: {content}", file=sys.stderr)
+                failed += 1
+            else:
+                yield stem, content
+
+    def predict(group: list[tuple[Path, np.ndarray]]) -> list[tuple[Path, np.ndarray, dict[str, np.ndarray]]]:
+        results = predictor.batch([image for _, image in group])
+        return [(*item, result) for item, result in zip(group, results, strict=True)]
+
+    def write(item: tuple[Path, np.ndarray, dict[str, np.ndarray]]) -> None:
+        stem, image, predictions = item
+        save_predictions(stem, image, predictor.tasks, predictions)
+
+    few = len(images) < FEW
+    calls, threads = 1 if few else predictor.backend.concurrent(), torch.get_num_threads()
+    if calls > 1:
+        torch.set_num_threads(1)  # each call has one core, also for what comes after the network
+    try:
+        predicted = ahead(predict, groups(readable(), batch_size), threads=calls, most=calls + 1)
+        written = ahead(write, (item for group in predicted for item in group))
+        for _ in tqdm(written, total=len(images), unit="image", disable=len(images) == 1 or not sys.stderr.isatty()):
+            pass
+    finally:
+        torch.set_num_threads(threads)
+    return failed
+
+
 def main() -> int:
     parser = Parser(description="Predicts on images.")
     parser.add_argument(
@@ -126,6 +145,8 @@ def main() -> int:
         "--domain", default="", metavar="NAME", help="classes and range of this data set of the training; default: all"
     )
     parser.add_argument("--mirror", action="store_true", help="average with the mirrored picture")
+    parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="auto: the fastest installed")
+    parser.add_argument("--batch_size", default="1", help="images of one size in a call")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     parser.add_argument("--threads", default="0", help="CPU threads; 0 = torch's choice")
@@ -135,22 +156,17 @@ def main() -> int:
     source, output = Path(arguments.input), Path(arguments.output)
     images = find_images(source, output)
     device = pick_device(arguments.device)
-    precision = pick_precision(arguments.precision, device)
     path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
-    network = load_network(path).to(device, memory_format=torch.channels_last)
-    tasks = tasks_of(network, arguments.domain, path)
-    print(f"{path} ({', '.join(network.tasks)}) on {device}, {len(images)} image{'s' if len(images) > 1 else ''}")
-    failed = 0
-    stems = output_stems(images, source, output)
-    for image_path, stem in zip(tqdm(images, disable=len(images) == 1 or not sys.stderr.isatty()), stems, strict=True):
-        try:
-            image = read_image(image_path)
-        except (ValueError, FileNotFoundError) as problem:
-            tqdm.write(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
-            failed += 1
-            continue
-        save_predictions(stem, image, tasks, predict(network, image, precision, arguments.mirror, tasks))
-    print(f"{len(images) - failed} of {len(images)} images predicted; look at {output}/*_overview.png")
+    backend, batch_size = arguments.backend, convert(arguments.batch_size, int, "command line: batch_size")
+    if backend == "auto" and len(images) < FEW and fastest(device) != "eager" and path.suffix not in FILES:
+        backend = "eager"
+    predictor = Predictor(path, backend, arguments.device, arguments.precision, arguments.domain, arguments.mirror)
+    print(
+        f"{path} ({', '.join(predictor.tasks)}) in {predictor.backend.name} on {device}, "
+        f"{len(images)} image{'s' if len(images) > 1 else ''}"
+    )
+    failed = predict_files(predictor, images, output_stems(images, source, output), batch_size)
+    print(f"{len(images) - failed} of {len(images)} images predicted; look at {output}/*_overview.jpg")
     return 1 if failed else 0
 
 

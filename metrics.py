@@ -42,9 +42,9 @@ class SegmentationMetrics:
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """prediction (B, H, W) class ids; target (B, H, W), where ids >= C mean "no label"."""
         count = len(self.classes)
-        valid = target < count
-        pairs = target[valid].long() * count + prediction[valid].long()
-        matrix = torch.bincount(pairs, minlength=count * count).view(count, count)
+        # Pixels without a label are counted behind the matrix: to pick the others takes longer.
+        pairs = torch.where(target < count, target.int() * count + prediction, count * count).flatten()
+        matrix = torch.bincount(pairs, minlength=count * count + 1)[:-1].view(count, count)
         self.confusion = matrix if self.confusion is None else self.confusion + matrix
 
     def compute(self) -> dict[str, float]:
@@ -88,7 +88,8 @@ class DepthMetrics:
         # At invalid pixels both become 1 m, which adds 0 to each sum of errors. Logarithms need a floor: 1 mm.
         truth = torch.where(valid, target, 1.0).double()
         depth = torch.where(valid, prediction.double().clamp(1e-3, cap), 1.0)
-        error, log_error, ratio = depth - truth, depth.log() - truth.log(), torch.maximum(depth / truth, truth / depth)
+        error, quotient = depth - truth, depth / truth
+        log_error, ratio = quotient.log(), torch.maximum(quotient, 1 / quotient)
         terms = [
             error.square(), log_error.square(), log_error, error.abs() / truth, error.square() / truth,
             (log_error / math.log(10)).abs(),

@@ -60,8 +60,25 @@ class Network(nn.Module):
         features = self.encoder((images - self.mean) / self.std)
         return self.decoder(features)
 
+    @torch.inference_mode()
+    def predict(
+        self, images: Tensor, sizes: Mapping[str, tuple[int, int]], tasks: Mapping[str, Task] | None = None
+    ) -> dict[str, Tensor]:
+        """images (B, 3, H, W) -> {task: prediction (B, ...) at sizes[task]}.
+
+        `tasks` are those of a data set (one of `domains`), by default the network's, with all classes.
+        """
+        return decode(self(images), sizes, self.tasks if tasks is None else tasks)
+
     def heads_of(self, shared: Tensor) -> dict[str, Tensor]:
         return {name: head(shared) for name, head in self.heads.items()}
+
+
+def decode(
+    raws: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, int]], tasks: Mapping[str, Task]
+) -> dict[str, Tensor]:
+    """{task: raw output of the whole head} -> {task: prediction at sizes[task]}."""
+    return {name: task.decode(task.select(raws[name]), sizes[name]) for name, task in tasks.items()}
 
 
 def tasks_of(network: Network, domain: str, path: Path) -> dict[str, Task]:

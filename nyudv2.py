@@ -19,7 +19,8 @@ from check import in_threads
 from config import Parser, convert
 from download import download
 from folders import NYUD_LISTS, NYUD_YAML
-from utils import refuse_existing, whole_folder, write_png
+from images import write_png
+from utils import refuse_existing, whole_folder
 
 ARCHIVE_URL = "https://hydranets-data.s3.eu-west-3.amazonaws.com/hydranets-data-2.zip"
 ARCHIVE_BYTES = 812_068_227

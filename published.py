@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from config import Config
+from images import class_palette
 from tasks import CLASS_LISTS, Depth, Normals, Segmentation, Task
-from utils import class_palette
 
 Published = tuple[Config, dict[str, Task], dict[str, dict[str, Task]], dict[str, Tensor]]
 

@@ -29,10 +29,11 @@ from config import Parser, convert, near, parse_yaml, read_yaml
 from dataset import group_by_shape
 from folders import TEACHER_FILE, Folder, Frame, read_folder, read_list, teacher_file
 from geometry import fitted_size, resize_image
+from images import read_image
 from model import Network, load_network, tasks_of
 from task import check_keys
 from tasks import TASKS
-from utils import autocast, pick_device, pick_precision, read_image, run, setup_cpu, whole_file
+from utils import autocast, pick_device, pick_precision, run, setup_cpu, whole_file
 
 NEVER_TAUGHT = ("val", "test")  # splits whose frames a training is judged by
 
@@ -69,7 +70,7 @@ class OnnxTeacher:
         try:
             import onnxruntime
         except ImportError as problem:
-            hint = "install it with: pip install -r requirements-onnx.txt"
+            hint = "install it with: pip install -r requirements-deploy.txt"
             raise ValueError(f"--teacher: {path} needs onnxruntime ({problem}); {hint}") from None
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")

@@ -31,6 +31,7 @@ from config import Config, Parser, add_settings, config_from, make_config, near,
 from dataset import Frames, Mixture, class_frequencies, eval_loader, steps_per_epoch, train_loader
 from evaluate import evaluate, predict_batch
 from folders import label_tasks, make_domains, read_folder, read_list, refuse_shared_frames
+from images import side_by_side
 from model import Network, build_network, count_cost, freeze_batch_norm
 from optimize import Training, check_finite
 from tasks import Task, tasks_from_plain
@@ -43,7 +44,6 @@ from utils import (
     run,
     seed_everything,
     setup_cpu,
-    side_by_side,
     whole_file,
 )
 
@@ -153,10 +153,15 @@ def evaluate_all(
 ) -> dict[str, float]:
     """{"task/metric": value}, or {"data set/task/metric": value} with several data sets."""
     values = {}
+    was_training = network.training
+    network.eval()
     for name, loader in loaders.items():
         prefix = f"{name}/" if len(loaders) > 1 else ""
         found = evaluate(network, loader, device, precision, tasks=loader.dataset.tasks)
         values |= {prefix + key: value for key, value in found.items()}
+    network.train(was_training)
+    if network.config.freeze_bn:
+        freeze_batch_norm(network)
     return values
 
 

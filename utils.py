@@ -1,4 +1,4 @@
-"""What several scripts need: checkpoints, image files, colours, seeds, devices, errors."""
+"""What several scripts need: background work, errors, devices, seeds, whole files, the log, checkpoints."""
 
 from __future__ import annotations
 
@@ -14,18 +14,39 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
 CHECKPOINT_FORMAT = "joint-segmentation-depth"
 CHECKPOINT_VERSION = 1
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+
+
+# ---------------------------------------------------------------------------------------------- background
+
+
+def ahead(call: Callable[[Item], Result], items: Iterable[Item], threads: int = 2, most: int = 8) -> Iterator[Result]:
+    """call(item) for each item, in order, worked on by threads while the one who asks does something else.
+
+    At most `most` are begun and not yet taken, so that memory does not grow when one side is faster.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        begun: deque[Future[Result]] = deque()
+        for item in items:
+            begun.append(pool.submit(call, item))
+            if len(begun) >= most:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -186,113 +207,6 @@ def whole_folder(output: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) -> None:
-    """image (H, W, 3) uint8, (H, W) uint8 or (H, W) uint16; palette (256, 3) uint8 makes (H, W) uint8 indexed."""
-    picture = Image.fromarray(image)
-    if palette is not None:
-        picture.putpalette(palette.astype(np.uint8).tobytes())
-    with whole_file(path) as temporary:
-        picture.save(temporary, format="png")
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """The decoded file. Raises FileNotFoundError, or ValueError that says what is wrong with it."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns of pictures above 89 megapixels; they are attacks or mistakes for this network.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning)
-            picture = Image.open(path)
-            picture.load()
-    except PermissionError:
-        raise ValueError(f"{path}: not allowed to read it") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not an image that can be read") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels") from None
-    # Pillow's decoders raise whatever their parsing stumbles over; each means that the file is damaged.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as problem:
-        raise ValueError(f"{path}: damaged or truncated image ({problem})") from None
-    return picture
-
-
-def to_rgb(picture: Image.Image) -> np.ndarray:
-    """Any Pillow mode -> (H, W, 3) uint8, upright by its EXIF orientation, transparent parts on white."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16 and 32 bits a pixel: Pillow would clip at 255
-        values = np.nan_to_num(np.asarray(picture).astype(np.float64), posinf=0, neginf=0)
-        top = values.max(initial=0)
-        ranges = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
-        full = next((limit for limit in ranges if top <= limit), top)
-        return np.repeat((values.clip(0) / full * 255).round().astype(np.uint8)[..., None], 3, axis=2)
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return np.array(picture.convert("RGB"))
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file -> (H, W, 3) uint8 RGB, see `open_image` and `to_rgb`."""
-    return to_rgb(open_image(path))
-
-
-def read_label(path: Path) -> np.ndarray:
-    """A label file as it is stored: (H, W) integers (indices of a palette image), or (H, W, 3)."""
-    return np.array(open_image(path))
-
-
-# ---------------------------------------------------------------------------------------------- pictures
-
-
-def class_palette(count: int = 256) -> np.ndarray:
-    """(count, 3) uint8 colours by the bit pattern of PASCAL VOC's devkit (VOCcode/VOClabelcolormap.m)."""
-    ids = np.arange(count)
-    palette = np.zeros((count, 3), np.uint8)
-    for shift in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((ids >> channel) & 1) << (7 - shift)).astype(np.uint8)
-        ids = ids >> 3
-    return palette
-
-
-Panel = tuple[str, np.ndarray, list[tuple[str, tuple[int, int, int]]]]  # title, (H, W, 3) uint8, legend
-
-
-def side_by_side(panels: Sequence[Panel]) -> np.ndarray:
-    """Pictures of one size in a row, each with its title and the entries of its legend below it."""
-    height, width = panels[0][1].shape[:2]
-    size = max(10, round(width / 28))
-    font = ImageFont.load_default(size)
-    line, margin = round(1.5 * size), size // 2
-    drawings = []  # per panel: (x, y, text, colour of its box or None)
-    for title, _, legend in panels:
-        x, y = margin, margin // 2
-        drawing = [(x, y, title, None)]
-        x += round(font.getlength(title)) + size
-        for text, color in legend:
-            needed = round(font.getlength(text)) + size + margin
-            if x + needed > width:
-                x, y = margin, y + line
-            drawing.append((x, y, text, color))
-            x += needed + margin
-        drawings.append(drawing)
-    strip = max(drawing[-1][1] for drawing in drawings) + line + margin // 2
-    sheet = Image.new("RGB", (width * len(panels), height + strip), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, ((_, picture, _), drawing) in enumerate(zip(panels, drawings, strict=True)):
-        sheet.paste(Image.fromarray(picture), (column * width, 0))
-        for x, y, text, color in drawing:
-            left, top = column * width + x, height + y
-            if color is not None:
-                draw.rectangle((left, top + size // 4, left + size, top + size // 4 + size), fill=color, outline="gray")
-                left += size + margin
-            draw.text((left, top), text, fill="black", font=font)
-    return np.array(sheet)
-
-
 # ---------------------------------------------------------------------------------------------- log
 
 
@@ -315,6 +229,7 @@ class Log:
         self._write("train", step, {**losses, **others})
         shown = {name: f"{value:.3f}" for name, value in losses.items()}
         shown["images/s"] = f"{others['images_per_s']:.1f}"
+        shown["waiting for data"] = f"{others['waiting_for_data']:.0%}"
         self.bar.set_postfix(shown)
         if self.bar.disable and self.reports % 10 == 0:
             print(

@@ -1,6 +1,21 @@
+"""The benchmarks run and print what they should. How fast anything is, no test asks."""
+
 from __future__ import annotations
 
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
 from conftest import only_error_line
+from test_model import settings, tasks
+from torch import nn
+
+from benchmark_predict import Reference
+from measure import in_turn, traffic
+from model import build_network
+from predictor import Predictor
 
 
 def test_the_table_of_networks(script):
@@ -10,13 +25,68 @@ def test_the_table_of_networks(script):
     assert "160x120" in done.stdout and "torch" in done.stdout
 
 
+def test_back_ends_side_by_side(script, trained, tmp_path):
+    report = tmp_path / "report.json"
+    done = script("benchmark.py", "backends", "--checkpoint", trained / "best.pt", "--size", "96x72", "--repeats", 2,
+                  "--batch_size", "1,2", "--json", report)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found, larger = json.loads(report.read_text())["results"]
+    assert (found["batch"], larger["batch"]) == (1, 2)
+    assert {"reference", "eager"} <= found["ms"].keys() and all(len(times) == 2 for times in found["ms"].values())
+    for package in ("openvino", "onnxruntime"):
+        assert (package in found["ms"]) == bool(importlib.util.find_spec(package))
+    assert "cudagraph: left out" in done.stdout or torch.cuda.is_available()
+    assert found["backends"]["eager"]["network_ms"] > 0 and "| reference |" in done.stdout
+
+
+def test_a_folder(script):
+    done = script("benchmark.py", "folder", "--size", "96x72", "--repeats", 2, "--classes", 5)
+    assert done.returncode == 0, done.stderr
+    assert "| inference.py, " in done.stdout and "8 JPEG files of 96x72" in done.stdout
+
+
+def test_growth(script, tmp_path):
+    pytest.importorskip("matplotlib")
+    done = script("benchmark.py", "growth", "--size", "64x64", "--repeats", 1, "--plot", tmp_path / "growth.png")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+    assert all(f"| {name} |" in done.stdout for name in ("size", "batch", "classes", "tasks"))
+
+
 def test_training_steps(script):
     options = ["--encoders", "mobilenetv2_100", "--size", "64x48", "--repeats", 1, "--batch_size", 2, "--device", "cpu"]
     done = script("benchmark.py", "--train", *options)
     assert done.returncode == 0, done.stderr
-    assert "| `mobilenetv2_100` | returned |" in done.stdout and "| `mobilenetv2_100` | kept |" in done.stdout
+    assert "| `mobilenetv2_100` | 2 | returned |" in done.stdout and "| `mobilenetv2_100` | 2 | kept |" in done.stdout
+
+
+def test_the_training_loop(script, tiny_settings):
+    done = script("benchmark.py", "--train", "--config", tiny_settings, "--repeats", 1)
+    assert done.returncode == 0, done.stderr
+    assert "waiting for data" in done.stdout and "Validation, 4 frames of" in done.stdout
+
+
+def test_the_reference_is_the_same_network():
+    torch.manual_seed(0)
+    network = build_network(settings("mobilenetv2_100", long_side=0, decoder_width=32), tasks(5)).eval()
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    ours, theirs = Predictor(network, "eager")(image), Reference(network)(image)
+    assert (ours["segmentation"] == theirs["segmentation"]).mean() > 0.9, "bilinear and cubic are not quite the same"
+
+
+def test_calls_take_turns():
+    order = []
+    times = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, torch.device("cpu"), 3)
+    assert order == ["a", "a", "b", "b"] * 3 and [len(values) for values in times.values()] == [3, 3]
+
+
+def test_traffic_by_hand():
+    convolution = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1, bias=False))
+    convolution.mean = torch.zeros(3)
+    assert traffic(convolution, 32, 48) == (3 + 64) * 32 * 48 + 3 * 64 * 9
 
 
 def test_mistakes_get_one_line(script):
     assert "did you mean 'resnet18'?" in only_error_line(script("benchmark.py", "--encoders", "resnet1"))
     assert "size" in only_error_line(script("benchmark.py", "--size", "640"))
+    assert "repeats" in only_error_line(script("benchmark.py", "--train", "--repeats", 0))

@@ -25,7 +25,7 @@ from official import (
 import camvid
 import prepare
 from folders import read_folder
-from utils import read_image
+from images import read_image
 
 CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "cyclist")
 # CamVid's label_colors.txt; the class of SegNet's eleven that each belongs to.

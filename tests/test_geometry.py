@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import shared
 
 from config import Config
 from dataset import Frames
 from folders import make_domains, read_folder, read_list
-from geometry import normals_from_depth, scaled_camera
+from geometry import argmax_in_bands, argmax_resized, normals_from_depth, resize_raw, scaled_camera
 from tasks import Depth, Normals
 
 CAMERA = {"fx": 110.0, "fy": 95.0, "cx": 60.3, "cy": 41.7}
@@ -120,3 +122,28 @@ def test_real_depth_gives_normals_that_face_the_camera(name):
     assert (towards < 0).mean() > 0.999
     # Floors and tables look up: somewhere in each of these rooms.
     assert (found[..., 1] < -0.7).mean() > 0.005
+
+
+# ---------------------------------------------------------------------------------------------- argmax
+
+
+@pytest.mark.parametrize(("small", "large", "classes"), [
+    ((12, 16), (48, 64), 40), ((7, 5), (23, 17), 3), ((9, 13), (9, 13), 5), ((20, 30), (7, 11), 6), ((1, 1), (5, 9), 4),
+    ((3, 2), (100, 7), 2), ((30, 40), (123, 157), 19), ((15, 20), (60, 80), 255),
+], ids=str)  # fmt: skip
+def test_the_argmax_is_that_of_the_resized_map(small, large, classes):
+    noise = torch.randn(2, classes, *small)  # every cell is a border
+    smooth = resize_raw(torch.randn(2, classes, 3, 4), small)  # few are
+    raws = (noise, smooth, noise.to(memory_format=torch.channels_last), smooth.bfloat16())
+    for raw, way in itertools.product(raws, (argmax_resized, argmax_in_bands)):
+        expected, found = resize_raw(raw, large), way(raw, large)
+        assert found.dtype == torch.uint8 and found.shape == (2, *large)
+        wrong = found != expected.argmax(1)
+        top = expected.topk(2, dim=1).values
+        assert not (wrong & (top[:, 0] - top[:, 1] > 1e-5)).any(), "only rounding may decide differently"
+        assert wrong.float().mean() < (0.01 if raw.dtype == torch.bfloat16 else 1e-4)
+
+
+def test_equal_values_and_single_classes():
+    assert (argmax_resized(torch.zeros(1, 5, 6, 7), (24, 28)) == 0).all()
+    assert (argmax_resized(torch.randn(1, 1, 6, 7), (24, 28)) == 0).all()

@@ -10,9 +10,10 @@ from PIL import Image
 
 from evaluate import predict_batch
 from geometry import fitted_size
-from inference import find_images, output_stems, predict
+from images import read_image, side_by_side
+from inference import find_images, output_stems
 from model import load_network
-from utils import read_image, side_by_side
+from predictor import Predictor
 
 RAMP = np.linspace(0, 255, 60 * 80).reshape(60, 80)
 
@@ -23,14 +24,14 @@ def network(trained):
 
 
 def test_the_readmes_program(trained, rooms_folder):
-    network = load_network(str(trained / "best.pt"))
-    result = predict(network, read_image(str(rooms_folder / "rgb" / "000001.png")))
+    predictor = Predictor(str(trained / "best.pt"), backend="eager")
+    result = predictor(read_image(str(rooms_folder / "rgb" / "000001.png")))
     assert result["segmentation"].shape == result["depth"].shape == (72, 96)
 
 
 @pytest.mark.parametrize("size", [(48, 64), (61, 47), (33, 200), (1, 1), (1, 300)])
 def test_predictions_have_the_size_and_units_that_they_promise(network, size):
-    result = predict(network, np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
+    result = Predictor(network, "eager")(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
     assert result["segmentation"].shape == size and result["segmentation"].dtype == np.uint8
     assert result["segmentation"].max() < 40
     assert result["depth"].shape == size and result["depth"].dtype == np.float32 and (result["depth"] > 0).all()
@@ -40,8 +41,9 @@ def test_predictions_have_the_size_and_units_that_they_promise(network, size):
 
 def test_averaging_with_the_mirrored_picture_is_symmetric(network):
     image = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
-    straight = predict(network, image, mirror=True)
-    mirrored = predict(network, np.ascontiguousarray(image[:, ::-1]), mirror=True)
+    predictor = Predictor(network, "eager", mirror=True)
+    straight = predictor(image)
+    mirrored = predictor(np.ascontiguousarray(image[:, ::-1]))
     assert np.allclose(straight["depth"], mirrored["depth"][:, ::-1], rtol=1e-4)
     assert (straight["segmentation"] == mirrored["segmentation"][:, ::-1]).mean() > 0.999
     flipped = mirrored["normals"][:, :, ::-1] * np.float32([-1, 1, 1])[:, None, None]
@@ -179,7 +181,7 @@ def test_without_arguments_the_newest_run_and_the_sample_are_used(trained, scrip
     shutil.copytree(ROOT / "media", tmp_path / "media")
     done = script("inference.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "predictions" / "sample_overview.png").is_file()
+    assert (tmp_path / "predictions" / "sample_overview.jpg").is_file()
 
 
 def test_find_images_does_not_follow_itself(tmp_path):

@@ -26,7 +26,7 @@ from official import (
 
 import kitti
 import prepare
-from utils import read_image
+from images import read_image
 
 # Label id -> train id, as cityscapesScripts' labels.py has them; all others have 255.
 TRAIN_IDS = {

@@ -11,12 +11,13 @@ from conftest import shared
 from torch import nn
 
 from config import Config, make_config, plain
-from decoders import ChainedPooling, ChannelScale
+from decoders import ChainedPooling, ChannelScale, max_pool_5x5
 from encoders import PaperMobileNetV2, TimmEncoder, build_encoder
-from inference import predict
+from images import class_palette
 from model import build_network, count_cost, freeze_batch_norm, load_network
+from predictor import Predictor
 from tasks import CLASS_LISTS, Depth, Normals, Segmentation, Task, tasks_to_plain
-from utils import class_palette, save_checkpoint
+from utils import save_checkpoint
 
 ENCODERS = [
     "mobilenetv2_paper", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenetv2_100",
@@ -92,6 +93,15 @@ def test_chained_pooling_by_hand():
     expected[0, 0, 2:7, 2:7] += 2  # a 5x5 maximum, doubled
     expected[0, 0] += 1  # the maximum of that over 5x5, halved: reaches 4 pixels from the middle, the whole picture
     assert torch.equal(pooling(x), expected)
+
+
+def test_pooling_is_the_same_with_and_without_gradients():
+    x = torch.randn(2, 3, 17, 9)  # also where the window hangs over the border
+    with torch.no_grad():
+        assert torch.equal(max_pool_5x5(x), nn.functional.max_pool2d(x, 5, 1, 2))
+    x.requires_grad_()
+    max_pool_5x5(x).sum().backward()
+    assert float(x.grad.sum()) == x.numel()
 
 
 def test_encoder_weights_from_a_file_are_all_used():
@@ -248,7 +258,7 @@ def test_published_checkpoints_give_what_the_published_inference_gives(tmp_path,
     full = [cv2.resize(item[0].numpy().transpose(1, 2, 0), (131, 97), interpolation=cv2.INTER_CUBIC) for item in raw]
 
     network = load_network(path)
-    ours = predict(network, image)
+    ours = Predictor(network, "eager")(image)
     assert (ours["segmentation"] == full[0].argmax(2)).mean() > 0.999
     assert len(np.unique(ours["segmentation"])) > 2, "a constant map would show nothing"
     # Random weights amplify rounding, which differs with the number of threads.
@@ -262,7 +272,7 @@ def test_published_checkpoints_give_what_the_published_inference_gives(tmp_path,
     if classes == 6:
         assert network.tasks["segmentation"].colors[0] == (0, 0, 0), "colour index class"
     if classes == 46:
-        road = predict(network, image, tasks=network.domains["kitti"])["segmentation"]
+        road = Predictor(network, "eager", domain="kitti")(image)["segmentation"]
         assert (road == full[0][..., 40:].argmax(2)).mean() > 0.999, "KITTI has the last six outputs"
 
 

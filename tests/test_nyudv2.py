@@ -17,8 +17,8 @@ import nyudv2
 import prepare
 from config import Config, read_yaml
 from folders import NYUD_LISTS, NYUD_YAML, make_tasks, read_folder, read_list
+from images import read_image, read_label
 from tasks import CLASS_LISTS
-from utils import read_image, read_label
 
 PREFIXES = ["nyud/", "hydranets-data-2/nyud/"]
 WEIGHTS = nyudv2.ENCODER_WEIGHTS

@@ -15,7 +15,7 @@ from PIL import Image
 import check
 import prepare
 from folders import read_folder
-from utils import read_label, write_png
+from images import read_label, write_png
 
 U8, U16, F32 = np.uint8, np.uint16, np.float32
 

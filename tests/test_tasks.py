@@ -5,11 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from config import Config
+from images import class_palette
 from metrics import Protocol
-from tasks import CLASS_LISTS, NO_CLASS, TASKS, Depth, Normals, Segmentation, Task, tasks_from_plain, tasks_to_plain
-from utils import class_palette
+from tasks import (
+    CLASS_LISTS,
+    NO_CLASS,
+    TASKS,
+    Depth,
+    Normals,
+    Segmentation,
+    Task,
+    softplus,
+    tasks_from_plain,
+    tasks_to_plain,
+)
 
 SECTIONS = {"segmentation": {"classes": "nyu40"}, "depth": {"metres_per_unit": "0.001", "max": "8"}, "normals": {}}
 
@@ -146,3 +158,10 @@ def test_the_legend_names_what_is_seen():
 def test_normals_are_unit_vectors():
     prediction = Normals().decode(torch.randn(1, 3, 5, 6), (20, 24))
     assert torch.allclose(prediction.norm(dim=1), torch.ones(1, 20, 24), atol=1e-5)
+
+
+def test_softplus_is_the_same_with_and_without_gradients():
+    x = torch.tensor([-200.0, -20, -1, 0, 1e-3, 1, 20, 200])
+    expected = nn.functional.softplus(x.double()).float()
+    assert torch.allclose(softplus(x), expected, rtol=1e-6, atol=1e-7)
+    assert torch.allclose(softplus(x.requires_grad_()), expected, rtol=1e-6, atol=1e-7)

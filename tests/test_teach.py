@@ -15,11 +15,11 @@ from PIL import Image
 from test_model import published
 
 from folders import read_folder, read_list, teacher_file
-from inference import predict
+from images import read_image
 from model import load_network
+from predictor import Predictor
 from tasks import NO_CLASS, Depth, Segmentation
 from teach import NetworkTeacher, teach
-from utils import read_image
 
 
 @pytest.fixture()
@@ -62,7 +62,7 @@ def test_confident_predictions_become_labels_that_training_uses(script, partial,
     network = load_network(trained / "best.pt")
     task = network.tasks["segmentation"]
     image = read_image(frames[0].image)
-    plain, mirrored = predict(network, image), predict(network, image, mirror=True)
+    plain, mirrored = (Predictor(network, "eager", mirror=mirror)(image) for mirror in (False, True))
     label = task.read(frames[0].taught["segmentation"], folder.taught["segmentation"])
     sure = label != NO_CLASS
     assert 0.4 < sure.mean() < 0.6, "half of the pixels by the choice of the threshold"
@@ -107,8 +107,9 @@ def test_depth_is_sure_where_the_mirror_image_agrees(script, partial, trained):
     label = Depth().read(frame.taught["depth"], folder.taught["depth"])
     network = load_network(trained / "best.pt")
     image = read_image(frame.image)
-    one = predict(network, image)["depth"]
-    other = predict(network, np.ascontiguousarray(image[:, ::-1]))["depth"][:, ::-1]
+    predictor = Predictor(network, "eager")
+    one = predictor(image)["depth"]
+    other = predictor(np.ascontiguousarray(image[:, ::-1]))["depth"][:, ::-1]
     ratio = np.minimum(one, other) / np.maximum(one, other)
     clear = np.abs(ratio - threshold) > 1e-4  # rounding may decide on the edge
     assert ((label > 0) == (ratio >= threshold))[clear].all() and 0.1 < (label > 0).mean() < 0.9

@@ -79,8 +79,9 @@ def test_train_evaluate_inference(trained, script, tmp_path):
         tmp_path / "out",
     )
     assert done.returncode == 0, done.stderr
-    parts = ["segmentation", "segmentation_color", "depth", "depth_color", "normals", "normals_color", "overview"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"photo_{part}.png" for part in parts)
+    parts = ["segmentation", "segmentation_color", "depth", "depth_color", "normals", "normals_color"]
+    expected = sorted(["photo_overview.jpg", *(f"photo_{part}.png" for part in parts)])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == expected
     ids, depth = (Image.open(tmp_path / "out" / f"photo_{name}.png") for name in ("segmentation", "depth"))
     assert ids.mode == "P" and ids.size == (87, 61) and np.asarray(ids).max() < 40
     assert depth.mode == "I;16" and 0 < np.asarray(depth).max() < 20_000, "millimetres of a room"
@@ -207,11 +208,11 @@ def test_ways_to_train(tiny_settings, script, tmp_path, options):
 
 
 def test_mixed_precision_predicts_what_full_precision_does(trained):
-    from inference import predict
+    from predictor import Predictor
 
     network = load_network(trained / "best.pt").to(memory_format=torch.channels_last)
     image = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
-    full, mixed = predict(network, image), predict(network, image, torch.bfloat16)
+    full, mixed = (Predictor(network, "eager", precision=name)(image) for name in ("fp32", "bf16"))
     assert np.abs(mixed["depth"] / full["depth"] - 1).mean() < 0.02, "bf16 has 8 bits: 0.4 % a rounding"
 
 

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import only_error_line
+from PIL import Image
+
+from backends import open_backend
+from graph import network_input
+from images import read_image
+from model import load_network
+from predictor import Predictor
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="module")
+def exported(script, trained, rooms_folder, tmp_path_factory):
+    """exported(format, option, ...) -> (file, what was printed); checked on the rooms."""
+    folder, done = tmp_path_factory.mktemp("exported"), {}
+
+    def call(kind: str, *options: object):
+        key = (kind, *map(str, options))
+        if key not in done:
+            suffix = {"onnx": ".onnx", "openvino": ".xml"}.get(kind, ".pt2")
+            file = folder / f"{len(done)}{suffix}"
+            result = script("export.py", "--checkpoint", trained / "best.pt", "--format", kind, "--output", file,
+                            "--images", rooms_folder / "rgb", *options)  # fmt: skip
+            assert result.returncode == 0, result.stderr
+            done[key] = file, result.stdout
+        return done[key]
+
+    return call
+
+
+def same(mine: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+    assert (mine["segmentation"] == theirs["segmentation"]).mean() > 0.999
+    assert np.allclose(mine["depth"], theirs["depth"], rtol=1e-3, atol=1e-3)
+    assert np.allclose(mine["normals"], theirs["normals"], atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_a_file_works_like_the_checkpoint(exported, script, trained, rooms_folder, tmp_path, kind):
+    file, printed = exported(kind)
+    assert "segmentation  on 8 images: largest difference" in printed and "depth " in printed
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    shutil.copy(rooms_folder / "rgb" / "000001.png", pictures / "a.png")
+    odd = np.random.default_rng(0).integers(0, 256, (61, 133, 3), np.uint8)
+    Image.fromarray(odd).resize((133, 61)).save(pictures / "odd.png")
+    for checkpoint, output in ((file, "of_file"), (trained / "best.pt", "of_checkpoint")):
+        done = script("inference.py", "--checkpoint", checkpoint, "--input", pictures, "--output", output,
+                      "--precision", "fp32", cwd=tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    for name in ("a_segmentation.png", "odd_segmentation.png", "a_depth.png", "odd_depth.png"):
+        mine, theirs = (np.array(Image.open(tmp_path / folder / name)) for folder in ("of_file", "of_checkpoint"))
+        assert mine.shape == theirs.shape
+        close = np.abs(mine.astype(int) - theirs) <= (0 if "segmentation" in name else 20)  # millimetres
+        assert close.mean() > 0.995, name
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+@pytest.mark.parametrize("options", [
+    ("--size", "96x72"), ("--outputs", "raw"), ("--input", "float"), ("--size", "96x72", "--outputs", "raw"),
+    ("--batch", 0, "--outputs", "raw", "--input", "float"),
+], ids=lambda options: " ".join(map(str, options)))  # fmt: skip
+def test_what_is_inside_the_graph_can_be_chosen(exported, trained, rooms_folder, kind, options):
+    file, _ = exported(kind, *options)
+    image = read_image(rooms_folder / "rgb" / "000001.png")  # 96x72
+    network = load_network(trained / "best.pt")
+    same(Predictor(file, precision="fp32")(image), Predictor(network, "eager")(image))
+    backend = open_backend(file)
+    assert backend.signature.units_out == ("raw" not in options) and backend.signature.bytes_in == (
+        "float" not in options
+    )
+    assert backend.tasks["segmentation"].classes == network.tasks["segmentation"].classes
+    assert backend.tasks["depth"].max_m == network.tasks["depth"].max_m
+    wanted = np.uint8 if backend.signature.bytes_in else np.float32
+    assert network_input(torch.zeros(1, 3, 72, 96, dtype=torch.uint8), backend.signature).dtype == wanted
+
+
+@pytest.mark.parametrize("outputs", ["units", "raw"])
+def test_a_picture_of_another_shape_fits_into_a_graph_of_one_size(exported, trained, outputs):
+    file, _ = exported("onnx", "--size", "96x72", "--outputs", outputs)
+    rng = np.random.default_rng(0)
+    image = np.array(Image.fromarray(rng.integers(0, 256, (6, 12, 3), np.uint8)).resize((96, 48), Image.BICUBIC))
+    mine, theirs = (Predictor(source, *kind)(image) for source, kind in ((file, ()), (trained / "best.pt", ("eager",))))
+    assert mine["segmentation"].shape == (48, 96) and mine["depth"].shape == (48, 96)
+    # What is added below the picture reaches into it, but not far.
+    assert np.abs(mine["depth"] / theirs["depth"] - 1)[:8].mean() < 0.1
+    portrait = np.ascontiguousarray(image.transpose(1, 0, 2))
+    assert Predictor(file)(portrait)["segmentation"].shape == (96, 48)
+
+
+def test_torch_export(exported, trained):
+    file, printed = exported("torch", "--outputs", "raw")
+    assert "of the pixels changed" in printed
+    extra = {"signature.json": ""}
+    program = torch.export.load(file, extra_files=extra).module()
+    image = torch.randint(0, 256, (1, 61, 87, 3), dtype=torch.uint8)
+    network = load_network(trained / "best.pt")
+    with torch.inference_mode():
+        expected = network(image.permute(0, 3, 1, 2))
+        for value, name in zip(program(image), network.tasks, strict=True):
+            assert torch.allclose(value, expected[name], atol=1e-3 * float(expected[name].abs().max()))
+    assert '"segmentation"' in extra["signature.json"]
+
+
+def test_int8_says_what_it_costs(exported, trained, rooms_folder):
+    pytest.importorskip("nncf")
+    file, printed = exported("openvino", "--int8", "--outputs", "raw", "--frames", 8, "--limit", 1)
+    assert "segmentation/miou" in printed and "depth/rmse" in printed and " -> " in printed
+    image = read_image(rooms_folder / "rgb" / "000001.png")
+    mine, theirs = Predictor(file)(image), Predictor(trained / "best.pt", "eager")(image)
+    assert 0 < np.abs(mine["depth"] / theirs["depth"] - 1).mean() < 0.2
+
+
+def test_a_file_that_differs_is_an_error(script, trained, rooms_folder, tmp_path):
+    pytest.importorskip("nncf")
+    line = only_error_line(
+        script("export.py", "--checkpoint", trained / "best.pt", "--format", "openvino", "--int8", "--frames", 4,
+               "--limit", 0, "--output", tmp_path / "x.xml", "--images", rooms_folder / "rgb")
+    )  # fmt: skip
+    assert "differs from" in line and "depth" in line
+
+
+def test_evaluation_takes_files(exported, script, trained, tmp_path):
+    file, _ = exported("onnx")
+    for checkpoint, report in ((file, "file.json"), (trained / "best.pt", "checkpoint.json")):
+        done = script("evaluate.py", "--checkpoint", checkpoint, "--output", tmp_path / report, "--batch_size", 1)
+        assert done.returncode == 0, done.stderr
+    import json
+
+    mine, theirs = (json.loads((tmp_path / name).read_text())["metrics"] for name in ("file.json", "checkpoint.json"))
+    for name, value in theirs.items():
+        assert mine[name] == pytest.approx(value, rel=0.01, abs=2e-3), name
+
+
+def test_mistakes_get_one_line(exported, script, trained, tmp_path):
+    checkpoint = ("--checkpoint", trained / "best.pt")
+    for options, message in (
+        (("--size", "640"), "--size"), (("--size", "16x16"), "32x32 is the least"),
+        (("--output", tmp_path / "x.txt"), "should end in .onnx"),
+        (("--format", "torch", "--int8"), "--int8 goes with"), (("--domain", "nowhere"), "does not know 'nowhere'"),
+    ):  # fmt: skip
+        assert message in only_error_line(script("export.py", *checkpoint, *options)), options
+    file, _ = exported("onnx")
+    for options, message in (
+        (("--mirror",), "post-processing inside"), (("--domain", "x"), "does not know 'x'"),
+        (("--backend", "openvino"), "runs in onnxruntime"),
+    ):  # fmt: skip
+        done = script("inference.py", "--checkpoint", file, "--output", tmp_path / "out", *options)
+        assert message in only_error_line(done), options
+    import onnx
+    from onnx import TensorProto, helper
+
+    node = helper.make_node("Identity", ["image"], ["segmentation"])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("image", "segmentation")]
+    model = helper.make_model(
+        helper.make_graph([node], "x", values[:1], values[1:]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=9,
+    )
+    onnx.save(model, tmp_path / "other.onnx")
+    (tmp_path / "text.onnx").write_text("text")
+    (tmp_path / "text.xml").write_text("text")
+    for name, message in (
+        ("other.onnx", "not a file of export.py"), ("text.onnx", "not a model that onnxruntime reads"),
+        ("text.xml", "not a model that openvino reads"),
+    ):  # fmt: skip
+        done = script("inference.py", "--checkpoint", tmp_path / name, "--output", tmp_path / "out")
+        assert message in only_error_line(done), name
