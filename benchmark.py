@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", metavar="FILE", help="its network")
     parser.add_argument("--encoders", metavar="NAME,NAME,...", help=f"else; default of networks: {ENCODERS}")
     parser.add_argument("--files", nargs="+", default=(), metavar="FILE", help="of backends: of export.py")
+    parser.add_argument("--rows", default="", metavar="NAME,...", help="of backends: only these; default: all")
     parser.add_argument("--size", default="640x480", metavar="WIDTHxHEIGHT")
     parser.add_argument("--classes", default="40")
     parser.add_argument("--batch_size", metavar="N,N,...", help="default: 1, of --train 8")
@@ -85,9 +86,10 @@ def main() -> None:
             tasks = {name: task for name, task in some_tasks(classes, 255).items() if name in settings.tasks}
             source = build_network(settings, tasks, {"synthetic": tasks}, load_encoder=False)
             encoders = (Path(arguments.config).stem,)
+        rows = convert(arguments.rows, tuple[str, ...], "command line: rows")
         options = Options(
             width, height, classes, batches, arguments.precision, repeats, device, source,
-            tuple(map(Path, arguments.files)), threads,
+            tuple(map(Path, arguments.files)), threads, rows,
         )  # fmt: skip
         results = WHAT[arguments.what](options, encoders)
     if arguments.plot:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from backends import BACKENDS, Backend
+from config import near
 from export import write_openvino
 from graph import sign
 from images import read_image
@@ -121,11 +122,14 @@ def predictors(options: Options, encoder: str, folder: Path) -> dict[str, Callab
     opened["openvino int8"] = quantized
     for path in options.files:
         opened[path.name] = lambda path=path: options.predictor(path)
-    return opened
+    for row in options.rows:
+        if row not in opened:
+            raise ValueError(f"command line: rows: unknown name {row!r}{near(row, opened)}; known: {', '.join(opened)}")
+    return {row: opened[row] for row in options.rows or opened}
 
 
 def measure_backends(options: Options, encoders: tuple[str, ...]) -> list[dict[str, object]]:
-    """Every back end that is installed, in turn, beside the reference."""
+    """Back ends, by default all that are installed, in turn beside the reference."""
     return [measure_backends_of(options, encoder, batch) for encoder in encoders for batch in options.batches]
 
 

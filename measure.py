@@ -126,7 +126,8 @@ class Options:
     device: torch.device
     source: Network | None  # of a checkpoint or a configuration, instead of encoders with random weights
     files: tuple[Path, ...]
-    threads: int = 0
+    threads: int
+    rows: tuple[str, ...]  # of the table of back ends; none = all
 
     def network(self, encoder: str, tasks: Mapping[str, Task] | None = None) -> Network:
         """A network that sees images of this size."""

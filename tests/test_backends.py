@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import importlib.util
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from torch import nn
 
 import backends
 import inference
-from backends import BACKENDS, open_backend
+from backends import BACKENDS, Backend, open_backend
 from graph import Signature, sign, simplified
 from images import read_image
 from model import Network, build_network, load_network
@@ -49,6 +51,18 @@ def network() -> Network:
     return trained_like("mobilenetv2_paper", decoder_width=32)
 
 
+@pytest.fixture(scope="module")
+def opened(network: Network) -> Callable[[str], Backend]:
+    """opened(name) -> the network in this back end, in fp32; opened once, which takes seconds."""
+
+    @functools.cache
+    def call(name: str) -> Backend:
+        installed(name)
+        return open_backend(network, name, precision="fp32")
+
+    return call
+
+
 @pytest.mark.parametrize(("encoder", "values"), [
     ("mobilenetv2_paper", {}), ("tf_efficientnet_lite0", {}), ("resnet18", {}), ("resnet50", {}), ("convnext_tiny", {}),
     ("unet_512", {"decoder": "unet"}), ("unet", {"decoder": "unet", "unet_upsampling": "transposed"}),
@@ -67,9 +81,8 @@ def test_the_simplified_network_gives_the_same(encoder, values):
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_every_back_end_gives_what_the_network_gives(name, network):
-    installed(name)
-    backend = open_backend(network, name, precision="fp32")
+def test_every_back_end_gives_what_the_network_gives(name, network, opened):
+    backend = opened(name)
     for shape in ((1, 96, 128), (2, 61, 87), (1, 33, 200)):  # one back end, several sizes and batches
         images = torch.randint(0, 256, (shape[0], 3, *shape[1:]), dtype=torch.uint8)
         with torch.inference_mode():
@@ -81,10 +94,9 @@ def test_every_back_end_gives_what_the_network_gives(name, network):
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_every_back_end_predicts_at_the_size_of_the_picture(name, network):
-    installed(name)
+def test_every_back_end_predicts_at_the_size_of_the_picture(name, network, opened):
     image = np.random.default_rng(0).integers(0, 256, (75, 101, 3), np.uint8)
-    reference, result = Predictor(network, "eager")(image), Predictor(network, name, precision="fp32")(image)
+    reference, result = Predictor(network, "eager")(image), Predictor(opened(name))(image)
     assert result["segmentation"].shape == (75, 101) and result["segmentation"].dtype == np.uint8
     assert (result["segmentation"] == reference["segmentation"]).mean() > 0.999
     assert np.allclose(result["depth"], reference["depth"], rtol=1e-2, atol=1e-3)
@@ -93,9 +105,8 @@ def test_every_back_end_predicts_at_the_size_of_the_picture(name, network):
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_results_are_the_callers_to_keep(name, network):
-    installed(name)
-    predictor = Predictor(network, name)
+def test_results_are_the_callers_to_keep(name, opened):
+    predictor = Predictor(opened(name))
     rng = np.random.default_rng(0)
     first = predictor(rng.integers(0, 256, (64, 96, 3), np.uint8))
     kept = {task: value.copy() for task, value in first.items()}
@@ -168,7 +179,7 @@ def test_calls_from_several_threads(network):
             assert torch.allclose(raws["depth"], wanted, atol=5e-3 * float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", ["eager", "openvino"])  # ONNX files: test_export
 def test_a_trained_checkpoint_predicts_in_every_back_end(name, trained, rooms_folder):
     installed(name)
     picture = read_image(rooms_folder / "rgb" / "000001.png")
