@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,7 +165,7 @@ def evaluate_folder(
 
 def compare(
     joint: Iterable[tuple[Folder, Mapping[str, Task], Mapping[str, float]]],
-    singles: Sequence[Path],
+    singles: Mapping[Path, Network | Backend],
     split: str,
     settings: Settings,
 ) -> list[dict[str, object]]:
@@ -174,14 +174,13 @@ def compare(
     The change is relative and positive where the joint network is better: Delta-m of Maninis et al.
     (arXiv 1904.08918, section 4) is their mean. Raises ValueError for a task with no network to compare with, or two.
     """
-    networks = {path: open_network(path) for path in singles}
     rows: list[dict[str, object]] = []
     for folder, tasks, values in joint:
         for name, task in tasks.items():
             if f"{name}/{task.best}" not in values:
                 continue  # no labels there
             fitting = []
-            for path, network in networks.items():
+            for path, network in singles.items():
                 if name in network.tasks and (not network.domains or folder.name in network.domains):
                     fitting.append(path)
             if len(fitting) != 1:
@@ -189,7 +188,7 @@ def compare(
                 raise ValueError(
                     f"--against: one checkpoint is needed that was trained for {name} on {folder.name}; got {got}"
                 )
-            network = networks[fitting[0]]
+            network = singles[fitting[0]]
             own = {name: pick_tasks(network, folder, fitting[0])[name]}
             single, _ = evaluate_folder(network, folder, split, own, settings)
             before, after = single[f"{name}/{task.best}"], values[f"{name}/{task.best}"]
@@ -245,6 +244,7 @@ def main() -> None:
     folders = [read_folder(folder) for folder in ([arguments.data] if arguments.data else config.data)]
     if arguments.output and len(folders) > 1 and not arguments.against:
         raise ValueError(f"--output takes one report, but there are {len(folders)} data sets: choose one with --data")
+    singles = {Path(item): open_network(Path(item)) for item in arguments.against or ()}
 
     results: dict[str, tuple[Folder, dict[str, Task], dict[str, float]]] = {}
     for folder in folders:
@@ -260,8 +260,8 @@ def main() -> None:
              "protocol": dataclasses.asdict(protocol), "scales": list(scales), "mirror": arguments.mirror,
              "metrics": values},
         )  # fmt: skip
-    if arguments.against:
-        rows = compare(results.values(), [Path(item) for item in arguments.against], split, settings)
+    if singles:
+        rows = compare(results.values(), singles, split, settings)
         mean = sum(row["change"] for row in rows) / len(rows)
         width = max(len(row["metric"]) for row in rows)
         print(f"\n{'':{width}}   single    joint   change")
