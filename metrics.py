@@ -43,7 +43,7 @@ class SegmentationMetrics:
         """prediction (B, H, W) class ids; target (B, H, W), where ids >= C mean "no label"."""
         count = len(self.classes)
         # Pixels without a label are counted behind the matrix: to pick the others takes longer.
-        pairs = torch.where(target < count, target.int() * count + prediction, count * count).flatten()
+        pairs = torch.where(target < count, target.int() * count + prediction.int(), count * count).flatten()
         matrix = torch.bincount(pairs, minlength=count * count + 1)[:-1].view(count, count)
         self.confusion = matrix if self.confusion is None else self.confusion + matrix
 

@@ -7,12 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import only_error_line
+from conftest import ROOT, only_error_line
 from test_model import settings, tasks
 from torch import nn
 
+import benchmark_scale
 from benchmark_predict import Reference
-from measure import in_turn, traffic
+from benchmark_scale import Point, growing, measure_growth, plot_growth
+from measure import Options, in_turn, traffic
 from model import build_network
 from predictor import Predictor
 
@@ -42,12 +44,26 @@ def test_a_folder(script):
     assert "| inference.py, " in done.stdout and "8 JPEG files of 96x72" in done.stdout
 
 
-def test_growth(script, tmp_path):
+def test_growth(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    done = script("benchmark.py", "growth", "--size", "64x64", "--repeats", 1, "--plot", tmp_path / "growth.png")
-    assert done.returncode == 0, done.stderr
+    few = {"size": {"64x64": Point(64, 64), "96x64": Point(96, 64)}, "tasks": {"3": Point(64, 64, classes=5, tasks=3)}}
+    monkeypatch.setattr(benchmark_scale, "growing", lambda options: few)
+    monkeypatch.chdir(ROOT)
+    options = Options(64, 64, 5, (1,), "auto", 1, torch.device("cpu"), None, (), 0, ())
+    results = measure_growth(options, ("mobilenetv2_paper",))
+    assert [(item["series"], item["value"]) for item in results] == [
+        ("size", "64x64"),
+        ("size", "96x64"),
+        ("tasks", "3"),
+    ]
+    assert results[1]["multiply_adds"] > results[0]["multiply_adds"] and "| tasks | 3 |" in capsys.readouterr().out
+    plot_growth(results, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
-    assert all(f"| {name} |" in done.stdout for name in ("size", "batch", "classes", "tasks"))
+
+
+def test_what_grows():
+    everything = growing(Options(640, 480, 40, (1,), "auto", 1, torch.device("cpu"), None, (), 0, ()))
+    assert everything.keys() == {"size", "batch", "classes", "tasks"} and "1280x960" in everything["size"]
 
 
 def test_training_steps(script):
