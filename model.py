@@ -57,7 +57,8 @@ class Network(nn.Module):
         """Images -> the map (B, width, h, w) that all heads read."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        features = self.encoder((images - self.mean) / self.std)
+        images = ((images - self.mean) / self.std).to(next(self.encoder.parameters()).dtype)
+        features = self.encoder(images)
         return self.decoder(features)
 
     @torch.inference_mode()
