@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import near
@@ -130,6 +131,23 @@ class UNetEncoder(nn.Module):
         load_matching(self, read_weights(path), path)
 
 
+class SameConv2d(nn.Conv2d):
+    """TensorFlow's "same" padding, as timm's Conv2dSame: ceil(size / stride) outputs, the odd row of zeros at the end.
+
+    timm's formula has a maximum in it, which torch.export carries through all later sizes: minutes for one export. In
+    this one, for kernels at least as large as the stride, the sizes cancel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        added = []
+        for size, kernel, stride, dilation in zip(
+            x.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True
+        ):
+            total = (size - 1) // stride * stride + (kernel - 1) * dilation + 1 - size
+            added = [total // 2, total - total // 2, *added]  # the last dimension comes first
+        return F.conv2d(F.pad(x, added), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
 class TimmEncoder(nn.Module):
     """Any timm model whose features come at strides 4, 8, 16 and 32, and perhaps at finer ones."""
 
@@ -158,6 +176,9 @@ class TimmEncoder(nn.Module):
                 f"encoder_weights: imagenet weights of {name} could not be downloaded ({type(problem).__name__}). "
                 "Without a network: --encoder_weights FILE (.pth or .safetensors), or --encoder_weights none"
             ) from None
+        for module in self.body.modules():
+            if isinstance(module, timm.layers.Conv2dSame) and min(module.kernel_size) >= max(module.stride):
+                module.__class__ = SameConv2d
         self.channels = tuple(info.channels()[i] for i in indices)
         data = timm.get_pretrained_cfg(name)
         self.mean, self.std = (data.mean, data.std) if data else (IMAGENET_MEAN, IMAGENET_STD)

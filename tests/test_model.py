@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import shared
+from timm.layers import Conv2dSame
 from torch import nn
 
 from config import Config, make_config, plain
 from decoders import ChainedPooling, ChannelScale, max_pool_5x5
-from encoders import PaperMobileNetV2, TimmEncoder, build_encoder
+from encoders import PaperMobileNetV2, SameConv2d, TimmEncoder, build_encoder
 from images import class_palette
 from model import build_network, count_cost, freeze_batch_norm, load_network
 from predictor import Predictor
@@ -60,6 +61,19 @@ def test_every_encoder_takes_odd_sizes(encoder):
                 quarter = (-(-height // 4), -(-width // 4)) if encoder != "convnext_tiny" else (height // 4, width // 4)
                 assert outputs[name].shape == (1, task.channels, *quarter)
                 assert task.decode(outputs[name], (height, width)).shape[-2:] == (height, width)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (7, 3, 2), (2, 2, 1)])
+def test_same_padding_is_that_of_timm(kernel, stride, dilation):
+    conv = Conv2dSame(2, 3, kernel, stride, dilation=dilation)
+    images = [torch.randn(1, 2, height, width) for height in range(1, 14) for width in (1, 6, 7)]
+    with torch.no_grad():
+        expected = [conv(image) for image in images]
+        conv.__class__ = SameConv2d
+        assert all(torch.equal(conv(image), value) for image, value in zip(images, expected, strict=True))
+    encoder = build_encoder("tf_efficientnet_lite0")
+    assert any(isinstance(module, SameConv2d) for module in encoder.modules())
+    assert not any(isinstance(module, Conv2dSame) for module in encoder.modules())
 
 
 def test_bytes_and_floats_are_the_same_picture():
