@@ -6,6 +6,7 @@ fastest that is installed (README, Speed).
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import threading
 from abc import ABC, abstractmethod
@@ -260,22 +261,29 @@ class TensorRt(Onnx):
     providers: ClassVar = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 
 
+@functools.cache
+def openvino_core() -> object:
+    """One for the process. Each gives the thread a stack for signals and takes it back when it goes; where they go in
+    another order than they came, a stack stays set that is gone, and the next signal ends the process (2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVino(Backend):
     """OpenVINO, for the CPU: bf16 where the processor has it, unless another precision is wanted."""
 
     name, needs = "openvino", ("openvino",)
 
     def __init__(self, source: Network | Path, device: torch.device, precision: torch.dtype | None) -> None:
-        import openvino
-
-        self.core = openvino.Core()
         if isinstance(source, Network):
             signature = sign(source, source.tasks)
             self.model = to_openvino(source, signature)
         else:
             try:
                 # openvino has one error class for everything.
-                self.model = self.core.read_model(source)
+                self.model = openvino_core().read_model(source)
             except Exception as problem:
                 raise ValueError(
                     f"{source}: not a model that openvino reads ({' '.join(str(problem).split())})"
@@ -315,7 +323,7 @@ class OpenVino(Backend):
                 model, key = self.model.clone(), shape if len(self.idle) < STATIC_SHAPES else ()
                 if key:
                     model.reshape(list(key))
-                compiled = self.core.compile_model(model, "CPU", self.options)
+                compiled = openvino_core().compile_model(model, "CPU", self.options)
                 name = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
                 self.chosen = {"bf16": torch.bfloat16, "f16": torch.float16}.get(name, torch.float32)
                 idle = self.idle[key] = SimpleQueue()

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -203,3 +206,27 @@ def test_a_folder_in_streams_gives_what_single_images_give(name, trained, rooms_
     for stem, wanted in zip(stems, expected, strict=True):
         found = np.asarray(Image.open(f"{stem}_segmentation.png"))
         assert (found == wanted).mean() > 0.999 and Path(f"{stem}_overview.jpg").is_file()
+
+
+def test_signals_survive_back_ends_that_come_and_go(tmp_path):
+    installed("openvino")
+    program = tmp_path / "program.py"
+    program.write_text("""
+import faulthandler, signal, sys
+faulthandler.enable()  # as pytest does: signals get a stack of their own
+import torch
+from test_backends import trained_like
+from backends import open_backend
+network, image = trained_like("resnet18", decoder_width=16), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+first, second = (open_backend(network, "openvino") for _ in range(2))
+first(image), second(image)
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGUSR1)
+""")
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, str(program)], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "heard" in done.stdout, (done.returncode, done.stderr)
