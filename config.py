@@ -33,7 +33,7 @@ class Config:
     train_split: str = "train"
     val_split: str = "val"
     long_side: int = 192  # the network sees frames with this many pixels on their longer side; 0 = as they are
-    cache: bool = True  # keep the decoded training frames in memory
+    cache: bool = True  # keep the decoded frames in memory
     workers: int = 2  # loader processes; 0 = load in the training process
 
     # Augmentation of the training frames. Image and labels move together.

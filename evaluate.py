@@ -216,7 +216,9 @@ def main() -> None:
     parser.add_argument("--mirror", action="store_true", help="average with the mirrored picture")
     parser.add_argument("--scales", default="1", metavar="S,S,...", help="average over these scales of the picture")
     parser.add_argument("--batch_size", default="4")
-    parser.add_argument("--workers", default="2")
+    parser.add_argument(
+        "--workers", default="2", help="loader processes on a GPU; on a CPU frames are read in this one"
+    )
     parser.add_argument(
         "--backend", default="", help="compute in this one (inference.py); default: PyTorch, as trained"
     )

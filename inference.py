@@ -5,8 +5,8 @@
     python inference.py --checkpoint C --input folder/    # with its sub-folders
     python inference.py --checkpoint C --domain camvid    # a network of several data sets: this one's classes alone
 
-For each image: NAME_segmentation.png (class ids, with a palette), NAME_depth.png (16 bits, millimetres), a coloured
-picture of each, and NAME_overview.jpg with all of them side by side. In programs:
+For each image: NAME_segmentation.png (class ids, with a palette), NAME_depth.png (16 bits, millimetres), a picture
+of each for looking at, NAME_depth_color.jpg, and NAME_overview.jpg with all of them side by side. In programs:
 
     predictor = Predictor("runs/x/best.pt")
     result = predictor(image)            # {"segmentation": (H, W) ids, "depth": (H, W) metres}
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from backends import BACKENDS, FILES, fastest
 from config import Parser, convert
-from images import IMAGE_SUFFIXES, Panel, read_image, side_by_side, write_jpeg, write_png
+from images import IMAGE_SUFFIXES, Panel, read_image, side_by_side, write_jpeg
 from predictor import Predictor
 from tasks import Task
 from utils import ahead, newest_checkpoint, pick_device, run, setup_cpu
@@ -37,13 +37,13 @@ FEW = 30  # images, for which a back end that takes seconds to set up does not p
 def save_predictions(
     stem: Path, image: np.ndarray, tasks: Mapping[str, Task], predictions: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes STEM_task.png, STEM_task_color.png and STEM_overview.jpg."""
+    """Writes STEM_task.png, STEM_task_color.jpg and STEM_overview.jpg."""
     panels: list[Panel] = [("image", image, [])]
     for name, task in tasks.items():
         picture = task.draw(predictions[name])
         panels.append((name, picture, task.legend(predictions[name])))
         task.save(predictions[name], stem.with_name(f"{stem.name}_{name}.png"))
-        write_png(stem.with_name(f"{stem.name}_{name}_color.png"), picture)
+        write_jpeg(stem.with_name(f"{stem.name}_{name}_color.jpg"), picture)
     write_jpeg(stem.with_name(f"{stem.name}_overview.jpg"), side_by_side(panels))
 
 

@@ -145,6 +145,8 @@ def load_data(
                     part.tasks[name] = dataclasses.replace(task, class_weights=tuple(weights.tolist()))
         parts.append(part)
         val[folder.name] = Frames(folder, val_list, part.tasks, config, train=False)
+        if config.cache:
+            val[folder.name].decode_all()
     return heads, Mixture(parts, list(config.data.values())), val
 
 

@@ -79,8 +79,9 @@ def test_train_evaluate_inference(trained, script, tmp_path):
         tmp_path / "out",
     )
     assert done.returncode == 0, done.stderr
-    parts = ["segmentation", "segmentation_color", "depth", "depth_color", "normals", "normals_color"]
-    expected = sorted(["photo_overview.jpg", *(f"photo_{part}.png" for part in parts)])
+    tasks = ["segmentation", "depth", "normals"]
+    parts = [*(f"{task}.png" for task in tasks), *(f"{task}_color.jpg" for task in tasks), "overview.jpg"]
+    expected = sorted(f"photo_{part}" for part in parts)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == expected
     ids, depth = (Image.open(tmp_path / "out" / f"photo_{name}.png") for name in ("segmentation", "depth"))
     assert ids.mode == "P" and ids.size == (87, 61) and np.asarray(ids).max() < 40
