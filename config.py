@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
 import math
 import typing
 from collections.abc import Iterable, Sequence
@@ -73,6 +74,7 @@ class Config:
     warmup_steps: int = 50
     clip_norm: float = 10.0  # 0 = off
     freeze_bn: bool = False  # keep batch-norm statistics and scales as the encoder's weights have them
+    sync_bn: bool = False  # with several processes: batch norm over the frames of all of them; on GPUs only
     ema: float = 0.99  # decay of the averaged weights that are evaluated and kept; 0 = off
 
     # Machine
@@ -108,6 +110,7 @@ AT_LEAST = {
     "warmup_steps": 0, "clip_norm": 0, "ema": 0, "threads": 0, "seed": 0, "eval_every": 1, "log_every": 1,
     "save_minutes": 0, "teacher_weight": 0,
 }  # fmt: skip
+AT_MOST = {"decoder_width": 2048, "crp_stages": 16}  # a checkpoint must not make us fill the memory
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -136,6 +139,9 @@ def make_config(values: dict[str, object], where: str, base: Config | None = Non
     for name, least in AT_LEAST.items():
         if getattr(config, name) < least:
             raise ValueError(f"{where}: {name} is {getattr(config, name)}; it must be at least {least}")
+    for name, most in AT_MOST.items():
+        if getattr(config, name) > most:
+            raise ValueError(f"{where}: {name} is {getattr(config, name)}; it must be at most {most}")
     if min(config.crop) < 32:
         raise ValueError(f"{where}: crop is {config.crop}; height and width must be at least 32")
     if not 0 < config.zoom[0] <= config.zoom[1]:
@@ -205,6 +211,21 @@ def plain(config: Config) -> dict[str, object]:
     """The settings as plain types, for checkpoints and YAML; `make_config` reads them back."""
     values = dataclasses.asdict(config)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def read_json(text: str) -> dict[str, object]:
+    """What json.dumps made of plain values, with tuples for the lists. Raises ValueError."""
+
+    def tuples(value: object) -> object:
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    try:
+        content = json.loads(text, object_hook=lambda entry: {key: tuples(value) for key, value in entry.items()})
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError("it is no table of names and values")
+    return content
 
 
 def read_yaml(path: Path) -> dict[str, object]:

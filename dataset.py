@@ -7,20 +7,17 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-# albumentations asks the package index for a newer version when it is imported.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import albumentations
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+import processes
 from config import Config
 from folders import Folder, Frame
 from geometry import fitted_size, random_view, resize_image, scaled_camera
@@ -30,6 +27,17 @@ from tasks import TASKS, Task
 PADDING_RGB = (124, 116, 104)  # the ImageNet mean: close to zero after normalisation
 
 # ---------------------------------------------------------------------------------------------- frames
+
+
+def color_changes(strength: float) -> Callable[..., dict[str, np.ndarray]]:
+    """Of brightness, contrast, saturation and hue: call(image=(H, W, 3) uint8) -> {"image": the changed one}."""
+    # It asks the package index for a newer version when it is imported, which takes most of a second besides.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    factors = (max(0.1, 1 - 0.6 * strength), 1 + 0.6 * strength)
+    hue = min(0.5, 0.1 * strength)
+    return albumentations.ColorJitter(factors, factors, factors, (-hue, hue), p=0.8)
 
 
 class Frames(Dataset):
@@ -46,9 +54,7 @@ class Frames(Dataset):
         # Before OpenCV starts threads of its own: they would not survive the fork of the loader processes, which
         # would wait for them forever. The frames are the parallel work here.
         cv2.setNumThreads(1)
-        factors = (max(0.1, 1 - 0.6 * config.color), 1 + 0.6 * config.color)
-        hue = min(0.5, 0.1 * config.color)
-        self.color = albumentations.ColorJitter(factors, factors, factors, (-hue, hue), p=0.8)
+        self.color = color_changes(config.color) if train else None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -198,14 +204,15 @@ class StepSampler:
 
     def __init__(self, mixture: Mixture, config: Config, steps: int, first_step: int = 0) -> None:
         self.pools, self.steps, self.first_step = mixture.pools(), steps, first_step
-        self.seed, self.batch_size, self.accumulate = config.seed, config.batch_size, config.accumulate
+        self.seed, self.accumulate = config.seed, config.accumulate
+        self.step_frames = frames_of_step(config)
         # What each step must hold: pools to choose one frame from. The one with the fewest comes first.
         needs = [[p for p, pool in enumerate(self.pools) if pool.domain == d] for d in range(len(mixture.parts))]
         tasks = sorted({task for pool in self.pools for task in pool.tasks})
         needs += [[p for p, pool in enumerate(self.pools) if task in pool.tasks] for task in tasks]
         self.needs = sorted(needs, key=len)
         taken = [0.0] * len(self.pools)
-        least, frames = len(self._required(taken)), self.batch_size * self.accumulate
+        least, frames = len(self._required(taken)), self.step_frames
         if least > frames:
             raise ValueError(
                 f"batch_size x accumulate is {frames}, but a step needs {least} frames to hold one of each data set "
@@ -230,13 +237,13 @@ class StepSampler:
             chosen = self._required(taken)
             for pool in chosen:
                 taken[pool] += 1
-            while len(chosen) < self.batch_size * self.accumulate:
+            while len(chosen) < self.step_frames:
                 pool = min(range(len(self.pools)), key=lambda pool: ((taken[pool] + 1) / self.pools[pool].share, pool))
                 taken[pool] += 1
                 chosen.append(pool)
             if step < self.first_step:
                 continue
-            # Dealt out like cards: each batch of the step gets its part of each pool.
+            # Dealt out like cards: each batch of the step, in each process, gets its part of each pool.
             frames = []
             for pool, count in sorted(Counter(chosen).items()):
                 size = len(self.pools[pool].frames)
@@ -247,7 +254,8 @@ class StepSampler:
                     index = self.pools[pool].frames[orders[pool][1][position]]
                     frames.append((turn, self.pools[pool].domain, int(index)))
             for batch in range(self.accumulate):
-                yield frames[batch :: self.accumulate]
+                part = batch * processes.count() + processes.rank()
+                yield frames[part :: self.accumulate * processes.count()]
 
 
 def group_by_shape(samples: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -259,9 +267,11 @@ def group_by_shape(samples: Sequence[dict[str, Tensor]]) -> list[dict[str, Tenso
 
 
 def _start_worker(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the training process decides when its loaders end.
+    # Ctrl-C and what a scheduler sends reach the loaders too, but the training process first finishes its step and
+    # saves: SIGTERM ends a loader a minute later. `utils.run` ends them with the script.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(60))
 
 
 def _loader(frames: Dataset, config: Config, pin: bool, **arguments: object) -> DataLoader:
@@ -273,11 +283,17 @@ def _loader(frames: Dataset, config: Config, pin: bool, **arguments: object) -> 
     )  # fmt: skip
 
 
+def frames_of_step(config: Config) -> int:
+    """In all processes together."""
+    return config.batch_size * config.accumulate * processes.count()
+
+
 def steps_per_epoch(mixture: Mixture, config: Config) -> int:
     """Steps that go through as many frames as all data sets have labelled. Raises ValueError when there are too few."""
-    frames, labelled = config.batch_size * config.accumulate, sum(len(pool.frames) for pool in mixture.pools())
+    frames, labelled = frames_of_step(config), sum(len(pool.frames) for pool in mixture.pools())
     if labelled < frames:
-        setting = "batch_size" if config.accumulate == 1 else "batch_size x accumulate"
+        several = {"batch_size": 1, "accumulate": config.accumulate, "processes": processes.count()}
+        setting = " x ".join(name for name, number in several.items() if number > 1 or name == "batch_size")
         raise ValueError(f"{setting} is {frames}, but the data set has {labelled} training frames with labels")
     return labelled // frames
 
@@ -287,11 +303,26 @@ def train_loader(mixture: Mixture, config: Config, steps: int, first_step: int =
     return _loader(mixture, config, pin, batch_sampler=StepSampler(mixture, config, steps, first_step))
 
 
+def batches_of(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
+    """The loader's, but that a loader process died is said when its frames are due: PyTorch's handler of SIGCHLD would
+    raise it in whatever is being done, be it an update of the weights or the writing of a checkpoint.
+
+    Raises RuntimeError then.
+    """
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield from batches
+    except (ConnectionError, EOFError) as problem:  # it died while it handed over a batch
+        raise RuntimeError(f"DataLoader worker: {problem}") from None
+
+
 def eval_loader(frames: Frames, config: Config, pin: bool = False) -> DataLoader:
-    """Lists of batches of equal shapes (see `group_by_shape`); every frame once, in order.
+    """Lists of batches of equal shapes (see `group_by_shape`); every frame once, in order, in one of the processes.
 
     `pin` for a GPU. Without one the network takes all cores, and other processes beside it cost more than they save.
     """
     if not pin:
         config = dataclasses.replace(config, workers=0)
-    return _loader(frames, config, pin, batch_size=config.batch_size, collate_fn=group_by_shape)
+    own = range(processes.rank(), len(frames), processes.count())
+    return _loader(frames, config, pin, batch_size=config.batch_size, collate_fn=group_by_shape, sampler=own)

@@ -2,11 +2,13 @@
 
 python evaluate.py --checkpoint runs/x/best.pt                      # the data set that it was trained on
 python evaluate.py --checkpoint C --data dataset/nyud --split val --crop eigen --cap 10 --mirror
-python evaluate.py --checkpoint runs/joint/best.pt --against runs/camvid/best.pt runs/redkitchen/best.pt   # Delta-m
+python evaluate.py --checkpoint runs/joint/best.pt --against runs/camvid/best.pt runs/redkitchen/best.pt  # Delta-m
+torchrun --nproc-per-node 8 -- evaluate.py --checkpoint C    # each process takes a part of the frames
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import processes
 from backends import FILES, Backend, open_backend
 from config import Config, Parser, convert, make_config
 from dataset import Frames, eval_loader
@@ -26,7 +29,7 @@ from geometry import resize_raw
 from metrics import Protocol
 from model import Network, load_network, tasks_of
 from tasks import Task
-from utils import autocast, newest_checkpoint, pick_device, pick_precision, run, setup_cpu, whole_file
+from utils import autocast, check_sha256, newest_checkpoint, pick_device, pick_precision, run, setup_cpu, whole_file
 
 
 def predict_batch(
@@ -71,13 +74,15 @@ def evaluate(
     progress: bool = False,
     tasks: Mapping[str, Task] | None = None,
 ) -> dict[str, float]:
-    """{"task/metric": value} over every frame of `loader` (`dataset.eval_loader`), at ground-truth size.
+    """{"task/metric": value} over every frame of `loader` (`dataset.eval_loader`) at ground-truth size.
 
-    `tasks` are those of the loader's data set, by default the network's, which must be in eval mode.
+    With several processes, over the frames of all their loaders. `tasks` are those of the loader's data set, by default
+    the network's, which must be in eval mode.
     """
     tasks = network.tasks if tasks is None else tasks
     metrics = {name: task.metrics(protocol) for name, task in tasks.items()}
-    for batches in tqdm(loader, desc="evaluate", disable=None if progress else True, leave=False):
+    shown = progress and processes.is_main()
+    for batches in tqdm(loader, desc="evaluate", disable=None if shown else True, leave=False):
         for batch in batches:
             images = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last)
             targets = {name: batch[name].to(device, non_blocking=True) for name in metrics}
@@ -86,7 +91,11 @@ def evaluate(
                 predictions = predict_batch(network, images, sizes, scales, mirror, tasks)
             for name, accumulator in metrics.items():
                 accumulator.update(predictions[name], targets[name])
-    return {f"{task}/{name}": value for task, item in metrics.items() for name, value in item.compute().items()}
+    mine, *others = processes.gather(metrics)
+    for theirs in others:
+        for name, item in mine.items():
+            item.merge(theirs[name])
+    return {f"{task}/{name}": value for task, item in mine.items() for name, value in item.compute().items()}
 
 
 def table(tasks: Mapping[str, Task], values: Mapping[str, float]) -> str:
@@ -213,6 +222,7 @@ def main() -> None:
     parser.add_argument("--crop", default="none", choices=("none", "eigen"), help="for depth, as in Eigen et al.")
     parser.add_argument("--cap", default="0", metavar="METRES", help="leave out deeper ground truth and clamp to it")
     parser.add_argument("--per_image", action="store_true", help="average depth errors over images, not over pixels")
+    parser.add_argument("--sha256", default="", metavar="HEX", help="refuse a checkpoint with another check sum")
     parser.add_argument("--mirror", action="store_true", help="average with the mirrored picture")
     parser.add_argument("--scales", default="1", metavar="S,S,...", help="average over these scales of the picture")
     parser.add_argument("--batch_size", default="4")
@@ -227,9 +237,15 @@ def main() -> None:
     parser.add_argument("--output", metavar="JSON", help="default: beside the checkpoint")
     arguments = parser.parse_args()
     setup_cpu()
-
-    path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
     device = pick_device(arguments.device)
+    with processes.together(device):
+        report(arguments, device)
+
+
+def report(arguments: argparse.Namespace, device: torch.device) -> None:
+    """Evaluates as the command line says, prints the tables and writes the reports."""
+    path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
+    check_sha256(path, arguments.sha256)
     network = open_network(path, arguments.backend, device, arguments.precision)
     config = make_config(
         {"batch_size": arguments.batch_size, "workers": arguments.workers, "device": arguments.device,
@@ -253,6 +269,8 @@ def main() -> None:
         tasks = pick_tasks(network, folder, path, arguments.domain)
         values, count = evaluate_folder(network, folder, split, tasks, settings)
         results[folder.name] = folder, tasks, values
+        if not processes.is_main():
+            continue
         print(f"{path} on {count} frames of {folder.root} ({split})")
         print(table(tasks, values))
         write_report(
@@ -264,6 +282,8 @@ def main() -> None:
         )  # fmt: skip
     if singles:
         rows = compare(results.values(), singles, split, settings)
+        if not processes.is_main():
+            return
         mean = sum(row["change"] for row in rows) / len(rows)
         width = max(len(row["metric"]) for row in rows)
         print(f"\n{'':{width}}   single    joint   change")

@@ -1,6 +1,7 @@
 """Metrics: accumulators with update(prediction, target) and compute() -> {name: value}.
 
-Sums stay on the device of the predictions and are exact: each frame is counted once, whatever the batches were.
+Sums stay on the device of the predictions. Each frame is counted once, and the values do not depend on the batches or
+on which process saw which frame: counts are integers, and sums of real numbers are kept for each image.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ class Metrics(typing.Protocol):
 
     def update(self, prediction: Tensor, target: Tensor) -> None: ...
 
+    def merge(self, other: typing.Self) -> None:
+        """Adds what another process has seen; its tensors are on the CPU."""
+
     def compute(self) -> dict[str, float]: ...
 
 
@@ -46,6 +50,10 @@ class SegmentationMetrics:
         pairs = torch.where(target < count, target.int() * count + prediction.int(), count * count).flatten()
         matrix = torch.bincount(pairs, minlength=count * count + 1)[:-1].view(count, count)
         self.confusion = matrix if self.confusion is None else self.confusion + matrix
+
+    def merge(self, other: SegmentationMetrics) -> None:
+        if other.confusion is not None:
+            self.confusion = other.confusion + (0 if self.confusion is None else self.confusion.cpu())
 
     def compute(self) -> dict[str, float]:
         """Shares in 0..1. Means are over the classes that occur in the ground truth; {} without a valid pixel.
@@ -97,6 +105,9 @@ class DepthMetrics:
         ]  # fmt: skip
         self.rows.append(torch.stack([term.double().flatten(1).sum(1) for term in terms], dim=1))
 
+    def merge(self, other: DepthMetrics) -> None:
+        self.rows = [rows.cpu() for rows in self.rows] + other.rows
+
     def compute(self) -> dict[str, float]:
         """Metres for rmse, per cent for silog, shares for delta1..3; {} without a valid pixel."""
         rows = torch.cat(self.rows).cpu() if self.rows else torch.zeros(0, 10)
@@ -104,7 +115,7 @@ class DepthMetrics:
         if not len(rows):
             return {}
         if not self.protocol.per_image:
-            rows = rows.sum(0, keepdim=True)
+            rows = torch.tensor([[math.fsum(column) for column in rows.T.tolist()]], dtype=torch.float64)
         square, log_square, log, abs_rel, sq_rel, log10, *deltas = (rows[:, :-1] / rows[:, -1:]).unbind(1)
         values = {
             "rmse": square.sqrt(),
@@ -115,7 +126,7 @@ class DepthMetrics:
             "silog": 100 * (log_square - log.square()).clamp(min=0).sqrt(),
             **{f"delta{power}": share for power, share in enumerate(deltas, 1)},
         }
-        return {name: value.mean().item() for name, value in values.items()}
+        return {name: math.fsum(value.tolist()) / len(value) for name, value in values.items()}
 
 
 class NormalMetrics:
@@ -125,18 +136,23 @@ class NormalMetrics:
 
     def __init__(self) -> None:
         self.histogram: Tensor | None = None
-        self.total = 0.0
+        self.sums: list[Tensor] = []  # of the angles of each image
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Both (B, 3, H, W); target 0, 0, 0 means "no label"."""
         valid = target.abs().sum(1) > 0
         # atan2 and not acos: acos is inexact near 0 degrees.
         cross = torch.linalg.cross(prediction.double(), target.double(), dim=1).norm(dim=1)
-        angle = torch.rad2deg(torch.atan2(cross, (prediction.double() * target.double()).sum(1)))[valid]
-        bins = (angle * (self.BINS / 180)).long().clamp(max=self.BINS - 1)
+        angle = torch.rad2deg(torch.atan2(cross, (prediction.double() * target.double()).sum(1)))
+        bins = (angle[valid] * (self.BINS / 180)).long().clamp(max=self.BINS - 1)
         counts = torch.bincount(bins, minlength=self.BINS)
         self.histogram = counts if self.histogram is None else self.histogram + counts
-        self.total = self.total + angle.sum()
+        self.sums.append((angle * valid).flatten(1).sum(1))
+
+    def merge(self, other: NormalMetrics) -> None:
+        if other.histogram is not None:
+            self.histogram = other.histogram + (0 if self.histogram is None else self.histogram.cpu())
+        self.sums = [sums.cpu() for sums in self.sums] + other.sums
 
     def compute(self) -> dict[str, float]:
         """mean and median in degrees, shares below 11.25, 22.5 and 30 degrees; {} without a valid pixel."""
@@ -147,4 +163,5 @@ class NormalMetrics:
         width = 180 / self.BINS
         median = (torch.searchsorted(below, (count + 1) // 2).item() + 0.5) * width
         shares = {f"within_{limit:g}": below[round(limit / width) - 1].item() / count for limit in (11.25, 22.5, 30)}
-        return {"mean": float(self.total) / count, "median": median, **shares}
+        total = math.fsum(torch.cat(self.sums).tolist())
+        return {"mean": total / count, "median": median, **shares}

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+import processes
 from config import Config, plain
 from encoders import load_matching
 from model import Network, freeze_batch_norm
 from tasks import tasks_to_plain
 from utils import autocast, git_commit, save_checkpoint
 from weighting import build_weighting
+
+ADVICE = "Lower --lr_encoder and --lr_decoder, or set --precision fp32 or --clip_norm 1"
 
 
 def build_optimizer(network: Network, config: Config, weighting: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -74,6 +79,15 @@ class Average:
         torch._foreach_lerp_(mine, theirs, 1 - decay)
 
 
+def convert_sync_batchnorm(network: Network, device: torch.device) -> None:
+    """Batch norm over the frames of all processes. Raises ValueError on a CPU, for which PyTorch has none."""
+    from timm.layers import convert_sync_batchnorm as convert  # PyTorch's own loses the activations in timm's
+
+    if device.type != "cuda":
+        raise ValueError("sync_bn: PyTorch has it for GPUs only; set --sync_bn false")
+    network.encoder, network.decoder = convert(network.encoder), convert(network.decoder)
+
+
 def check_finite(pending: list[tuple[int, dict[str, Tensor]]]) -> None:
     """Raises ValueError for the first loss that is not finite. Reads the losses of many steps at once, because
     each reading makes a GPU wait."""
@@ -81,13 +95,29 @@ def check_finite(pending: list[tuple[int, dict[str, Tensor]]]) -> None:
         for name, value in losses.items():
             if not math.isfinite(value):
                 raise ValueError(
-                    f"step {step}: the {name} loss is {float(value)}; the last checkpoint is from before it. "
-                    "Lower --lr_encoder and --lr_decoder, or set --precision fp32 or --clip_norm 1"
+                    f"step {step}: the {name} loss is {float(value)}; the last checkpoint is from before it. {ADVICE}"
                 )
 
 
+class Passes(nn.Module):
+    """A network whose forward pass gives all that a step needs: what the heads share, and their raw outputs."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        shared = self.network.shared(images)
+        return shared, self.network.heads_of(shared)
+
+
 class Training:
-    """What a run consists of and what its last.pt must bring back: weights, average, optimizer, scaler, counters."""
+    """What a run consists of and what its last.pt must bring back: weights, average, optimizer, scaler, counters.
+
+    In several processes each takes its part of a step's frames, and all make the same update: that of one process
+    with all of the frames, but for batch norm, whose statistics are those of one process's frames (or, with sync_bn,
+    of all).
+    """
 
     def __init__(
         self, network: Network, config: Config, device: torch.device, precision: torch.dtype, total_steps: int
@@ -97,6 +127,13 @@ class Training:
         if config.freeze_bn:
             freeze_batch_norm(network)
         self.average = Average(network, config.ema) if config.ema else None
+        self.passes: nn.Module = Passes(network)
+        if processes.count() > 1:
+            if config.task_weighting == "upgrad":
+                raise ValueError("task_weighting: upgrad compares gradients of whole steps: one process only")
+            if config.sync_bn:
+                convert_sync_batchnorm(network, device)
+            self.passes = DistributedDataParallel(self.passes, [device] if device.type == "cuda" else None)
         self.weighting = build_weighting(config.task_weighting, list(network.tasks), config.loss_weights).to(device)
         self.optimizer = build_optimizer(network, config, self.weighting)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
@@ -114,26 +151,19 @@ class Training:
     def take_step(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """An optimizer step on batches of `dataset.train_loader`. Returns the mean losses by name: those of the tasks,
         and with several data sets or with labels of teachers also those of each, data set/task[/teacher]."""
-        labelled = sum((batch["weight"] > 0).sum(0) for batch in batches).tolist()  # frames, for each task
-        sums: dict[str, Tensor] = {}
-        frames: dict[str, int] = {}
-        for batch in batches:
-            losses: dict[str, Tensor] = {}
-            portions: dict[str, float] = {}  # of the step's labelled frames
-            for task, group, count, weight, value in self.forward(batch):
-                number = list(self.network.tasks).index(task)
-                # A frame without a label for the task adds nothing; each other one adds the same, in whichever of
-                # the step's batches and in whatever company it is.
-                part = (weight * count / labelled[number]) * value
-                losses[task] = losses[task] + part if task in losses else part
-                portions[task] = portions.get(task, 0.0) + count / labelled[number]
-                for name in dict.fromkeys((task, group)):
-                    sums[name] = sums.get(name, 0.0) + count * value.detach()
-                    frames[name] = frames.get(name, 0) + count
-            self.weighting.backward(losses, self.shared, self.scaler.scale, portions)
-        self.shared = None
+        frames = self.count_frames(batches)
+        sums = {name: torch.zeros((), device=self.device) for name in frames}
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            # Gradients go through the network of processes once a step.
+            alone = contextlib.nullcontext() if last or processes.count() == 1 else self.passes.no_sync()
+            with alone:
+                self.accumulate(batch, frames, sums)
         self.update()
         self.data_steps += 1
+        if processes.count() > 1:
+            totals = processes.reduced(torch.stack(list(sums.values())))
+            sums = dict(zip(sums, totals, strict=True))
         means = {name: value / frames[name] for name, value in sums.items()}
         for task in self.network.tasks:
             if task in means:
@@ -146,39 +176,77 @@ class Training:
         self.weighting.end_epoch({task: float(total / count) for task, (total, count) in self.epoch_losses.items()})
         self.epoch_losses = {}
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Iterator[tuple[str, str, int, float, Tensor]]:
-        """(task, name of the group, its frames, their weight, mean loss) for each task and each group of frames that
-        have the same data set and weight."""
-        config = self.config
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    def groups(self, batch: Mapping[str, Tensor], task: str) -> dict[tuple[str, float], list[int]]:
+        """{(data set, weight): the frames with a label for the task}, from the CPU's copy: no GPU is waited for."""
+        weights = batch["weight"][:, list(self.network.tasks).index(task)].tolist()
+        names = list(self.network.domains)
+        found: dict[tuple[str, float], list[int]] = {}
+        for frame, (domain, weight) in enumerate(zip(batch["domain"].tolist(), weights, strict=True)):
+            if weight:
+                found.setdefault((names[domain], weight), []).append(frame)
+        return found
+
+    def group_name(self, task: str, domain: str, weight: float) -> str:
+        name = f"{domain}/{task}" if len(self.network.domains) > 1 else task
+        return name if weight == 1 else f"{name}/teacher"
+
+    def count_frames(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, int]:
+        """How many labelled frames of the step there are for each task and each group, in all processes."""
+        counts: dict[str, int] = {}
+        for task in self.network.tasks:  # each name, also of what only another process has
+            names = [self.group_name(task, domain, weight) for weight in (1, 0) for domain in self.network.domains]
+            counts |= dict.fromkeys((task, *names), 0)
+        for batch in batches:
+            for task in self.network.tasks:
+                for (domain, weight), members in self.groups(batch, task).items():
+                    for name in dict.fromkeys((task, self.group_name(task, domain, weight))):
+                        counts[name] += len(members)
+        totals = zip(counts, processes.add_up(list(counts.values())), strict=True)
+        return {name: total for name, total in totals if total}
+
+    def accumulate(self, batch: Mapping[str, Tensor], frames: Mapping[str, int], sums: dict[str, Tensor]) -> None:
+        """Adds a batch's gradients to those of the step, and its losses to `sums`; `frames` are those of the step."""
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         images = batch["image"].to(self.device, non_blocking=True, memory_format=layout)
         with autocast(self.device, self.precision):
-            self.shared = self.network.shared(images)
-            outputs = self.network.heads_of(self.shared)
-        domains = list(self.network.domains.items())
-        stride = config.loss_stride
-        for number, task in enumerate(self.network.tasks):
+            shared, outputs = self.passes(images)
+        losses: dict[str, Tensor] = {}
+        portions: dict[str, float] = {}  # of the step's labelled frames
+        stride = self.config.loss_stride
+        for task, raws in outputs.items():
             target = batch[task].to(self.device, non_blocking=True)[..., stride // 2 :: stride, stride // 2 :: stride]
-            groups: dict[tuple[int, float], list[int]] = {}
-            # The groups come from the CPU's copy of the batch: the GPU is not waited for.
-            for frame, key in enumerate(
-                zip(batch["domain"].tolist(), batch["weight"][:, number].tolist(), strict=True)
-            ):
-                groups.setdefault(key, []).append(frame)
-            for (domain, weight), members in groups.items():
-                if not weight:
-                    continue
-                name, tasks = domains[domain]
-                raw, label = outputs[task], target
+            for (domain, weight), members in self.groups(batch, task).items():
+                own, raw, label = self.network.domains[domain][task], raws, target
                 if len(members) < len(images):
                     chosen = torch.tensor(members).to(self.device, non_blocking=True)
                     raw, label = raw[chosen], target[chosen]
-                group = f"{name}/{task}" if len(domains) > 1 else task
-                group += "" if weight == 1 else "/teacher"
-                yield task, group, len(members), weight, tasks[task].loss(tasks[task].select(raw), label)
+                value = own.loss(own.select(raw), label)
+                # A frame without a label for the task adds nothing; each other one adds the same, in whichever of
+                # the step's batches and in whatever company it is.
+                part = (weight * len(members) / frames[task]) * value
+                losses[task] = losses[task] + part if task in losses else part
+                portions[task] = portions.get(task, 0.0) + len(members) / frames[task]
+                for name in dict.fromkeys((task, self.group_name(task, domain, weight))):
+                    sums[name] = sums[name] + len(members) * value.detach()
+        if processes.count() == 1:
+            self.weighting.backward(losses, shared, self.scaler.scale, portions)
+            return
+        # DistributedDataParallel waits for a gradient of every parameter, also of a head without labels here. It takes
+        # the mean over the processes, and a step's loss is the sum of theirs.
+        nothing = sum(raw.float().mean() for raw in outputs.values()) * 0.0
+        losses = {task: value + nothing for task, value in losses.items()}
+        if losses:
+            self.weighting.backward(
+                losses, shared, lambda value: self.scaler.scale(value * processes.count()), portions
+            )
+        else:
+            self.scaler.scale(nothing).backward()
 
     def update(self) -> None:
         """The optimizer step that follows on the gradients."""
+        for parameter in self.weighting.parameters() if processes.count() > 1 else ():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = processes.reduced(gradient) / processes.count()
         self.rate = rate_factor(self.config, self.step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.rate
@@ -197,6 +265,15 @@ class Training:
             self.average.update(self.network)
 
     def save(self, path: Path, resumable: bool) -> None:
+        """Writes a checkpoint; of several processes, the main one does.
+
+        Raises ValueError, and leaves the last one as it is, when the weights are not finite.
+        """
+        if not processes.is_main():
+            return
+        values = [value for value in self.network.state_dict().values() if value.is_floating_point()]
+        if not torch.stack(torch._foreach_norm(values)).isfinite().all():
+            raise ValueError(f"step {self.data_steps}: the weights are not finite; {path} stays as it was. {ADVICE}")
         content: dict[str, object] = {
             "config": plain(self.config), "tasks": tasks_to_plain(self.network.tasks),
             "domains": {name: tasks_to_plain(tasks) for name, tasks in self.network.domains.items()},
@@ -208,7 +285,7 @@ class Training:
                 "weighting": self.weighting.state_dict(), "scaler": self.scaler.state_dict(),
                 "average_updates": self.average.updates if self.average else 0,
                 "data_steps": self.data_steps, "epoch_losses": self.epoch_losses, "best": self.best,
-                "rng": torch.get_rng_state(),
+                "rng": torch.get_rng_state(), "processes": processes.count(),
             }  # fmt: skip
         save_checkpoint(path, content)
 

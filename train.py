@@ -3,6 +3,7 @@
     python train.py                                        # the generated rooms, on a laptop
     python train.py --config configs/nyudv2_resnet50.yaml  # NYUDv2, on a GPU
     python train.py --resume runs/x                        # go on where a run stopped
+    torchrun --nproc-per-node 8 -- train.py --config FILE --run runs/x    # a process for each GPU
 
 A run folder holds config.yaml, log.jsonl (a line a report), TensorBoard events, last.pt and best.pt.
 """
@@ -15,7 +16,6 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from types import FrameType
@@ -26,33 +26,36 @@ import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import processes
 import rooms
-from config import Config, Parser, add_settings, config_from, make_config, near, plain, settings_from
-from dataset import Frames, Mixture, class_frequencies, eval_loader, steps_per_epoch, train_loader
+from config import Config, Parser, add_settings, near, plain
+from dataset import (
+    Frames,
+    Mixture,
+    batches_of,
+    class_frequencies,
+    eval_loader,
+    frames_of_step,
+    steps_per_epoch,
+    train_loader,
+)
 from evaluate import evaluate, predict_batch
 from folders import label_tasks, make_domains, read_folder, read_list, refuse_shared_frames
 from images import side_by_side
 from model import Network, build_network, count_cost, freeze_batch_norm
 from optimize import Training, check_finite
+from resume import resume_run, start_run
 from tasks import Task, tasks_from_plain
 from utils import (
     Log,
     machine,
     pick_device,
     pick_precision,
-    read_checkpoint,
     run,
     seed_everything,
     setup_cpu,
     whole_file,
 )
-
-# What may change when a run is resumed; everything else would make it another training.
-RESUMABLE = {
-    "data", "workers", "cache", "device", "precision", "channels_last", "compile", "threads", "eval_every",
-    "log_every", "save_minutes",
-}  # fmt: skip
-
 
 # ---------------------------------------------------------------------------------------------- reports
 
@@ -114,9 +117,10 @@ def load_data(
 
     The tasks are those of `config`, or of the checkpoint to resume.
     """
-    if config.data == Config().data and not Path(next(iter(config.data))).exists():
+    if processes.is_main() and config.data == Config().data and not Path(next(iter(config.data))).exists():
         print(f"{next(iter(config.data))} does not exist: generating it, once")
         rooms.write(Path(next(iter(config.data))), workers=2)
+    processes.wait()
     folders = [read_folder(path, config.teacher_labels) for path in config.data]
     if config.teacher_labels and not any(folder.taught for folder in folders):
         raise ValueError(
@@ -207,9 +211,12 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
     training = Training(network, config, device, precision, total)
     if resume:
         training.restore(resume, folder / "last.pt")
-    print(f"run       {folder}\n{summary(training, mixture, val, epoch_steps)}", flush=True)
-    with whole_file(folder / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(plain(config), sort_keys=False))
+    if processes.is_main():
+        for part in folder.glob(".*.tmp"):  # a checkpoint in whose writing the run was killed
+            part.unlink()
+        print(f"run       {folder}\n{summary(training, mixture, val, epoch_steps)}", flush=True)
+        with whole_file(folder / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(plain(config), sort_keys=False))
     network.train()
     if config.freeze_bn:
         freeze_batch_norm(network)
@@ -217,29 +224,37 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
         network.encoder.compile()
         network.decoder.compile()
 
-    log = Log(folder, total, first_step)
+    log = Log(folder if processes.is_main() else None, total, first_step)
+    if not resume:
+        training.save(folder / "last.pt", resumable=True)  # so that --resume works from the first step on
     stop = StopRequest()
     pending: list[tuple[int, dict[str, Tensor]]] = []  # losses that were not yet looked at
     saved_at = reported_at = time.monotonic()
     waited = 0.0
-    batches = iter(loader)
+    batches = batches_of(loader)
     for done in range(first_step + 1, total + 1):
         # Step
         began = time.monotonic()
-        step = [next(batches) for _ in range(config.accumulate)]
+        try:
+            step = [next(batches) for _ in range(config.accumulate)]
+        except (ValueError, OSError, RuntimeError):  # a file is gone or damaged, or a loader process died
+            check_finite(pending)
+            training.save(folder / "last.pt", resumable=True)
+            raise
         waited += time.monotonic() - began
         pending.append((done, training.take_step(step)))
         log.bar.update()
 
         # Report
         epoch_ended, epoch = done % epoch_steps == 0, done // epoch_steps
-        due = config.save_minutes and time.monotonic() - saved_at > 60 * config.save_minutes
-        if done % config.log_every == 0 or epoch_ended or due or stop.requested:
+        late = config.save_minutes and time.monotonic() - saved_at > 60 * config.save_minutes
+        due, stopping = processes.highest([bool(late) and processes.is_main(), stop.requested])
+        if done % config.log_every == 0 or epoch_ended or due or stopping:
             check_finite(pending)
         if done % config.log_every == 0 or done == total:
             elapsed = time.monotonic() - reported_at
             means = mean_losses(pending)
-            frames = len(pending) * config.batch_size * config.accumulate
+            frames = len(pending) * frames_of_step(config)
             log.losses(done, means, {
                 "images_per_s": frames / elapsed, "waiting_for_data": waited / elapsed,
                 "lr_encoder": config.lr_encoder * training.rate, "lr_decoder": config.lr_decoder * training.rate,
@@ -254,13 +269,14 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
             training.end_epoch()
         if epoch_ended and (epoch % config.eval_every == 0 or epoch == config.epochs):
             began = time.monotonic()
+            processes.as_in_main(training.evaluated)  # batch norm's statistics differ
             training.metrics = evaluate_all(training.evaluated, val_loaders, device, precision)
             if best_name not in training.metrics:
                 raise ValueError(f"best_metric: the split {config.val_split!r} has no labels for {best_name!r}")
             is_best = training.best is None or sign * training.metrics[best_name] > sign * training.best
             title = f"epoch {epoch}/{config.epochs}{' (best)' if is_best else ''}"
             log.metrics(done, title, training.metrics, list(headlines))
-            for name, frames in val.items():
+            for name, frames in val.items() if processes.is_main() else ():
                 for index in range(min(3, len(frames))):
                     picture = validation_picture(training.evaluated, frames, index, device)
                     log.picture(done, f"val/{name}/{index}", picture)
@@ -270,15 +286,17 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
             reported_at += time.monotonic() - began
 
         # Save
-        if epoch_ended or due or stop.requested:
+        if epoch_ended or due or stopping:
             training.save(folder / "last.pt", resumable=True)
             saved_at = time.monotonic()
-            if stop.requested and done < total:
+            if stopping and done < total:
                 log.close()
-                print(f"stopped after step {done}; go on with: python train.py --resume {folder}")
-                sys.exit(128 + stop.requested)
+                if processes.is_main():
+                    print(f"stopped after step {done}; go on with: python train.py --resume {folder}")
+                sys.exit(128 + stopping)
     log.close()
-    print(f"best {best_name} {training.best:.4f}, in {folder / 'best.pt'}")
+    if processes.is_main():
+        print(f"best {best_name} {training.best:.4f}, in {folder / 'best.pt'}")
 
 
 def direction(metric: str, tasks: Mapping[str, Task], domains: Sequence[str]) -> int:
@@ -319,29 +337,9 @@ def main() -> None:
     parser.add_argument("--run", metavar="FOLDER", help="where to write; default: runs/<date and time>-<encoder>")
     parser.add_argument("--resume", metavar="FOLDER", help="go on with this run")
     arguments = parser.parse_args()
-    if not arguments.resume:
-        config = config_from(arguments)
-        folder = Path(arguments.run or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{config.encoder}")
-        if (folder / "last.pt").exists():
-            raise ValueError(f"{folder} holds a run: go on with --resume {folder}, or choose another --run")
-        folder.mkdir(parents=True, exist_ok=True)
-        train(config, folder)
-        return
-    if arguments.run or arguments.config:
-        raise ValueError("--resume takes the run's own settings: leave out --run and --config")
-    folder = Path(arguments.resume)
-    folder = folder.parent if folder.suffix == ".pt" else folder
-    content = read_checkpoint(folder / "last.pt")
-    if "training" not in content:
-        raise ValueError(f"{folder / 'last.pt'}: it holds no state to go on from")
-    if "domains" not in content:
-        raise ValueError(f"{folder / 'last.pt'}: an earlier version of this code wrote it; go on with that one")
-    changes = settings_from(arguments)
-    for name in changes:
-        if name not in RESUMABLE:
-            raise ValueError(f"--{name} cannot change when a run is resumed; these can: {', '.join(sorted(RESUMABLE))}")
-    config = make_config(changes, "command line", make_config(content["config"], str(folder / "last.pt")))
-    train(config, folder, resume=content)
+    folder, config, content = start_run(arguments) if not arguments.resume else resume_run(arguments)
+    with processes.together(pick_device(config.device)):
+        train(config, folder, content)
 
 
 if __name__ == "__main__":

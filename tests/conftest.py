@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -61,6 +62,27 @@ def script() -> Script:
         )
 
     return call
+
+
+def make_two_sets(rooms_folder: Path, where: Path) -> tuple[Path, Path]:
+    """Rooms with masks only, and rooms with depth only whose class list has other names; no frame has both labels."""
+    folders = []
+    for name, column in (("masks_only", 1), ("depth_only", 2)):
+        folder = where / name
+        shutil.copytree(rooms_folder, folder)
+        values = yaml.safe_load((folder / "dataset.yaml").read_text())
+        (folder / "dataset.yaml").write_text(yaml.safe_dump(values | {"name": name}))
+        for split in ("train.txt", "val.txt"):
+            lines = [line.split("\t") for line in (folder / split).read_text().splitlines()]
+            kept = [[cell if number in (0, column) else "-" for number, cell in enumerate(cells)] for cells in lines]
+            (folder / split).write_text("\n".join("\t".join(cells) for cells in kept))
+        folders.append(folder)
+    return folders[0], folders[1]
+
+
+@pytest.fixture
+def two_sets(rooms_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    return make_two_sets(rooms_folder, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -158,23 +158,6 @@ def test_depth_has_one_head_and_each_data_set_its_range():
 # ---------------------------------------------------------------------------------------------- losses and gradients
 
 
-@pytest.fixture()
-def two_sets(rooms_folder, tmp_path) -> tuple[Path, Path]:
-    """Rooms with masks only, and rooms with depth only whose class list has other names; no frame has both labels."""
-    folders = []
-    for name, column in (("masks_only", 1), ("depth_only", 2)):
-        folder = tmp_path / name
-        shutil.copytree(rooms_folder, folder)
-        values = yaml.safe_load((folder / "dataset.yaml").read_text())
-        (folder / "dataset.yaml").write_text(yaml.safe_dump(values | {"name": name}))
-        for split in ("train.txt", "val.txt"):
-            lines = [line.split("\t") for line in (folder / split).read_text().splitlines()]
-            kept = [[cell if number in (0, column) else "-" for number, cell in enumerate(cells)] for cells in lines]
-            (folder / split).write_text("\n".join("\t".join(cells) for cells in kept))
-        folders.append(folder)
-    return folders[0], folders[1]
-
-
 def prepared(folders: tuple[Path, ...], **values: object) -> tuple[Config, Training, Mixture]:
     settings = make_config(
         {"data": {str(folder): "1" for folder in folders}, "encoder": "mobilenetv2_100", "decoder_width": "8",
