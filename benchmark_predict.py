@@ -15,7 +15,7 @@ from torch import Tensor
 
 from backends import BACKENDS, Backend
 from config import near
-from export import write_openvino
+from formats import write_openvino
 from graph import sign
 from images import read_image
 from measure import Options, PeakMemory, bound_ms, in_new_process, in_turn, once_ms, p95, spread, table

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmark_predict import Reference
 from images import read_image
-from inference import output_stems, predict_files, save_predictions
+from inference import Job, output_stems, predict_files, save_predictions
 from measure import Options, in_turn, some_tasks, spread, table
 from model import count_cost
 from tasks import TASKS
@@ -40,6 +40,7 @@ def measure_folder(options: Options, encoder: str) -> dict[str, object]:
             cv2.imwrite(str(source / f"{number:04d}.jpg"), shifted[..., ::-1])
         images = sorted(source.iterdir())
         stems = output_stems(images, source, Path(folder) / "predictions")
+        jobs = [Job(*pair, number) for number, pair in enumerate(zip(images, stems, strict=True))]
 
         def one_by_one() -> None:
             for path, stem in zip(images[:few], stems[:few], strict=True):
@@ -55,11 +56,13 @@ def measure_folder(options: Options, encoder: str) -> dict[str, object]:
             for stem in stems[:few]:
                 save_predictions(stem, image, predictor.tasks, result)
 
+        pixels = predictor.pixels([image])
         predictor(image)
         calls = {
             "public code's way, one image after the other": (few, one_by_one),
-            f"inference.py, {predictor.backend.name}": (count, lambda: predict_files(many, images, stems, 1)),
+            f"inference.py, {predictor.backend.name}": (count, lambda: predict_files(many, jobs)),
             "prediction alone": (few, lambda: [predictor(image) for _ in range(few)]),
+            "the bare network": (few, lambda: [predictor.backend(pixels) for _ in range(few)]),
             "reading alone, one thread": (few, read_alone),
             "writing alone, one thread": (few, write_alone),
         }

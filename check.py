@@ -284,7 +284,8 @@ def mosaic(frames: Sequence[tuple[str, Frame]], surveys: Mapping[str, Survey]) -
     tiles, height = [], 0
     for split, frame in frames:
         image = read_image(frame.image)
-        height = height or min(PANEL_WIDTH, round(PANEL_WIDTH * image.shape[0] / image.shape[1]))
+        proportional = round(PANEL_WIDTH * image.shape[0] / image.shape[1])
+        height = height or min(PANEL_WIDTH, max(PANEL_WIDTH // 8, proportional))
         name = f"{split}: {frame.image.name}"
         panels = [(name if len(name) <= 44 else f"{name[:20]}...{name[-21:]}", fit(image, height, PANEL_WIDTH), [])]
         for task, survey in surveys.items():

@@ -259,6 +259,7 @@ def load_matching(module: nn.Module, weights: Mapping[str, Tensor], path: Path) 
     wanted = module.state_dict()
     # Counters of batch norm are absent in weights from before torch 0.4.1 and of no use here.
     missing = [name for name in wanted if name not in weights and not name.endswith("num_batches_tracked")]
+    missing += [name for name in wanted if not isinstance(weights.get(name, wanted[name]), Tensor)]
     if missing:
         raise ValueError(
             f"{path}: {len(missing)} of {len(wanted)} tensors of this network are not in it, e.g. {missing[0]}"

@@ -5,134 +5,40 @@
     python export.py --checkpoint C --format torch                       # .pt2, torch.export
     python export.py --checkpoint C --format aotinductor --size 640x480  # .pt2 with machine code for this processor
     python export.py --checkpoint C --format openvino --int8             # calibrated on the training frames
+    python export.py --checkpoint C --format safetensors                 # the weights and settings, as others read them
 
 The graph takes uint8 RGB (B, H, W, 3) and gives class ids, metres, ... at the size of the image: pre-processing and
 post-processing are inside unless --input float or --outputs raw leaves them to the caller. What the outputs mean is in
-the file (graph.Signature). `inference.py --checkpoint FILE` runs .onnx and .xml like a checkpoint.
+the file (graph.Signature). `inference.py --checkpoint FILE` runs .onnx, .xml and .safetensors like a checkpoint.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backends import Backend, open_backend
+from backends import Backend
 from config import Parser, convert
 from dataset import Frames
 from evaluate import Settings, evaluate_folder, pick_tasks
 from folders import read_folder, read_list
+from formats import FORMATS
 from geometry import resize_image
-from graph import (
-    Graph,
-    Signature,
-    dynamic_shapes,
-    example_image,
-    network_input,
-    require,
-    sign,
-    simplified,
-    to_onnx,
-    to_openvino,
-)
-from images import read_image
-from inference import SAMPLE, find_images
+from graph import sign
+from images import SAMPLE, find_images, read_image
 from metrics import Protocol
 from model import Network, load_network, tasks_of
-from utils import newest_checkpoint, run, setup_cpu, whole_file
+from utils import file_sha256, newest_checkpoint, run, setup_cpu
 
 CHECKED = 8  # images
 
 
-# ---------------------------------------------------------------------------------------------- formats
-
-
-def write_onnx(network: Network, signature: Signature, path: Path, calibration: Sequence[Tensor]) -> Backend:
-    model = to_onnx(network, signature)
-    if calibration:
-        model = quantize(model, signature, calibration)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
-    return open_backend(path)
-
-
-def write_openvino(network: Network, signature: Signature, path: Path, calibration: Sequence[Tensor]) -> Backend:
-    model = to_openvino(network, signature)
-    import openvino
-
-    if calibration:
-        model = quantize(model, signature, calibration)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-        written = Path(folder) / path.name
-        openvino.save_model(model, written, compress_to_fp16=False)
-        for suffix in (".bin", ".xml"):  # the .xml last: with it the pair is there
-            written.with_suffix(suffix).replace(path.with_suffix(suffix))
-    # Against the checkpoint in fp32: what bf16 changes is not the file's doing.
-    return open_backend(path, precision="fp32")
-
-
-class Program(Backend):
-    """A torch.export program that was just written."""
-
-    name = "torch"
-
-    def __init__(self, program: Callable[[Tensor], Sequence[Tensor]], signature: Signature) -> None:
-        super().__init__(signature, torch.device("cpu"))
-        self.program = program
-
-    def run(self, images: Tensor) -> list[Tensor]:
-        return list(self.program(torch.from_numpy(network_input(images, self.signature))))
-
-
-def exported(network: Network, signature: Signature) -> torch.export.ExportedProgram:
-    graph = Graph(simplified(network), signature).eval()
-    with torch.no_grad():
-        return torch.export.export(graph, (example_image(signature),), dynamic_shapes=dynamic_shapes(signature))
-
-
-def write_torch(network: Network, signature: Signature, path: Path, calibration: Sequence[Tensor]) -> Backend:
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        torch.export.save(exported(network, signature), file, extra_files={"signature.json": signature.to_json()})
-    return Program(torch.export.load(path).module(), signature)
-
-
-def write_aotinductor(network: Network, signature: Signature, path: Path, calibration: Sequence[Tensor]) -> Backend:
-    if not shutil.which("g++") and not shutil.which("clang++"):
-        raise ValueError("--format aotinductor compiles C++: it needs g++ or clang++")
-    program = exported(network, signature)
-    with tempfile.TemporaryDirectory() as folder:
-        package = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "graph.pt2"))
-        with whole_file(path) as temporary:
-            shutil.copyfile(package, temporary)
-    return Program(torch._inductor.aoti_load_package(str(path)), signature)
-
-
-FORMATS = {
-    "onnx": (".onnx", write_onnx), "openvino": (".xml", write_openvino), "torch": (".pt2", write_torch),
-    "aotinductor": (".pt2", write_aotinductor),
-}  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------- int8
-
-
-def quantize(model: object, signature: Signature, calibration: Sequence[Tensor]) -> object:
-    """Post-training static quantisation by NNCF: weights and activations in 8 bits, ranges from the images."""
-    require("nncf")
-    import nncf
-
-    key = model.inputs[0].get_any_name() if hasattr(model, "inputs") else None
-    data = nncf.Dataset(calibration, lambda image: {key or "image": network_input(image[None], signature)})
-    return nncf.quantize(
-        model, data, subset_size=len(calibration), preset=nncf.QuantizationPreset.MIXED,
-        target_device=nncf.TargetDevice.CPU,
-    )  # fmt: skip
+# ---------------------------------------------------------------------------------------------- images
 
 
 def sample_frames(
@@ -207,6 +113,12 @@ def compare_metrics(network: Network, backend: Backend, root: str, path: Path) -
             print(f"{f'{folder.name}/{key}':32} {before:.4f} -> {after:.4f} ({after - before:+.4f})")
 
 
+def signature_options(arguments: argparse.Namespace) -> str:
+    """The first option that says how a graph shall be, or ''."""
+    usual = {"size": "any", "batch": "1", "input": "bytes", "outputs": "units", "domain": ""}
+    return next((f"--{name}" for name, value in usual.items() if getattr(arguments, name) != value), "")
+
+
 def main() -> None:
     parser = Parser(description="Writes a checkpoint as a file for other programs, and checks the file.")
     parser.add_argument("--checkpoint", metavar="FILE", help="default: the newest run's best.pt")
@@ -239,6 +151,8 @@ def main() -> None:
     limit = convert(arguments.limit or (0.1 if arguments.int8 else 0.001), float, "--limit")
     if batch < 0 or frames < 1 or not 0 <= limit <= 1:
         raise ValueError("--batch must be at least 0, --frames at least 1, --limit between 0 and 1")
+    if arguments.format == "safetensors" and signature_options(arguments):
+        raise ValueError(f"--format safetensors holds the whole network; it has no {signature_options(arguments)}")
     if arguments.int8 and arguments.format not in ("onnx", "openvino"):
         raise ValueError(f"--int8 goes with --format onnx or openvino, not {arguments.format}")
     suffix, write = FORMATS[arguments.format]
@@ -262,6 +176,7 @@ def main() -> None:
     backend = write(network, signature, output, calibration)
     written = [file for file in (output, output.with_suffix(".bin")) if file.is_file()]
     print(f"{output}: {', '.join(tasks)}; {sum(file.stat().st_size for file in written) / 1e6:.1f} MB")
+    print(f"sha256 {file_sha256(output)}")
 
     if arguments.int8 and not arguments.images:
         images = sample_frames(network, folders, network.config.val_split, CHECKED, size)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from config import Config, make_config, plain
+from config import Config, make_config, plain, read_json
 from model import Network
 from tasks import Task, tasks_from_plain, tasks_to_plain
 
@@ -54,7 +54,7 @@ class Signature:
     def from_json(cls, text: str, where: str) -> Signature:
         """Reads `to_json` back. Raises ValueError that names the file."""
         try:
-            content = json.loads(text, object_hook=lambda entry: {key: tuples(value) for key, value in entry.items()})
+            content = read_json(text)
             version = content.pop("version")
             if version != METADATA_VERSION:
                 raise ValueError(f"its metadata are of version {version!r}, this code reads {METADATA_VERSION}")
@@ -64,11 +64,6 @@ class Signature:
             return cls(**content)
         except (ValueError, TypeError, KeyError, AttributeError) as problem:
             raise ValueError(f"{where}: its metadata do not fit this code ({problem})") from None
-
-
-def tuples(value: object) -> object:
-    """Lists become the tuples that JSON does not have."""
-    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 class Graph(nn.Module):

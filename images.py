@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import struct
 import warnings
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -14,6 +17,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from utils import whole_file
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+SAMPLE = Path("media/sample.jpg")
+MAX_PIXELS = 2**26  # 67 million: a larger picture is an attack or a mistake for this network
+JPEG_SIDE = 65_500  # what the format allows
 
 
 def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) -> None:
@@ -33,10 +39,58 @@ def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) 
 
 
 def write_jpeg(path: Path, image: np.ndarray) -> None:
-    """image (H, W, 3) uint8, for looking at: a tenth of the time of a PNG file where it holds a photo."""
+    """image (H, W, 3) uint8, for looking at: a tenth of the time of a PNG file where it holds a photo.
+
+    Made smaller where it is longer than the format allows.
+    """
+    if max(image.shape) > JPEG_SIDE:
+        scale = JPEG_SIDE / max(image.shape)
+        height, width = (max(1, int(scale * side)) for side in image.shape[:2])
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def find_images(source: Path, output: Path) -> list[Path]:
+    """The image files of a folder and its sub-folders, or the one file. What is in `output` is left out."""
+    if source.is_file():
+        return [source]
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such file or folder")
+    inside_output = output.resolve()
+    if inside_output in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"--output {output} holds the input {source}: results and images would mix; choose another")
+    found = [
+        path
+        for path in sorted(source.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and inside_output not in path.resolve().parents
+    ]
+    if not found:
+        raise FileNotFoundError(f"{source}: no image in it; known endings: {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return found
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What Pillow raises in here becomes a ValueError that says what is wrong with the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower
+            warnings.filterwarnings("ignore", category=UserWarning)
+            yield
+    except PermissionError:
+        raise ValueError(f"{path}: not allowed to read it") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not an image that can be read") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path}: more than {MAX_PIXELS} pixels") from None
+    # Its decoders raise whatever their parsing stumbles over; each means that the file is damaged.
+    except (
+        OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
+        zlib.error, AttributeError, ZeroDivisionError, RuntimeError,
+    ) as problem:  # fmt: skip
+        raise ValueError(f"{path}: damaged or truncated image ({problem})") from None
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -44,23 +98,21 @@ def open_image(path: str | Path) -> Image.Image:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns of pictures above 89 megapixels; they are attacks or mistakes for this network.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning)
-            picture = Image.open(path)
-            picture.load()
-    except PermissionError:
-        raise ValueError(f"{path}: not allowed to read it") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not an image that can be read") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels") from None
-    # Pillow's decoders raise whatever their parsing stumbles over; each means that the file is damaged.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as problem:
-        raise ValueError(f"{path}: damaged or truncated image ({problem})") from None
+    with reading(path):
+        picture = Image.open(path)
+        if picture.width * picture.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        picture.load()
     return picture
+
+
+def count_pixels(path: Path) -> int:
+    """As the file's head says, without decoding it; 0 when it does not."""
+    try:
+        with Image.open(path) as picture:
+            return picture.width * picture.height
+    except Exception:  # whatever is wrong with it, `open_image` will say it
+        return 0
 
 
 def to_rgb(picture: Image.Image) -> np.ndarray:
@@ -80,7 +132,9 @@ def to_rgb(picture: Image.Image) -> np.ndarray:
 
 def read_image(path: str | Path) -> np.ndarray:
     """An image file -> (H, W, 3) uint8 RGB, see `open_image` and `to_rgb`."""
-    return to_rgb(open_image(path))
+    picture = open_image(path)
+    with reading(Path(path)):
+        return to_rgb(picture)
 
 
 def read_label(path: Path) -> np.ndarray:
@@ -108,7 +162,7 @@ Panel = tuple[str, np.ndarray, list[tuple[str, tuple[int, int, int]]]]  # title,
 def side_by_side(panels: Sequence[Panel]) -> np.ndarray:
     """Pictures of one size in a row, each with its title and the entries of its legend below it."""
     height, width = panels[0][1].shape[:2]
-    size = max(10, round(width / 28))
+    size = max(10, round(min(width / 28, height / 12)))
     font = ImageFont.load_default(size)
     line, margin = round(1.5 * size), size // 2
     drawings = []  # per panel: (x, y, text, colour of its box or None)

@@ -4,6 +4,7 @@
     python inference.py --checkpoint C --input photo.jpg --output predictions
     python inference.py --checkpoint C --input folder/    # with its sub-folders
     python inference.py --checkpoint C --domain camvid    # a network of several data sets: this one's classes alone
+    torchrun --nproc-per-node 8 -- inference.py --checkpoint C --input folder/ --resume    # each process takes a part
 
 For each image: NAME_segmentation.png (class ids, with a palette), NAME_depth.png (16 bits, millimetres), a picture
 of each for looking at, NAME_depth_color.jpg, and NAME_overview.jpg with all of them side by side. In programs:
@@ -14,23 +15,32 @@ of each for looking at, NAME_depth_color.jpg, and NAME_overview.jpg with all of 
 
 from __future__ import annotations
 
+import errno
+import itertools
+import math
+import os
 import sys
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+import processes
 from backends import BACKENDS, FILES, fastest
 from config import Parser, convert
-from images import IMAGE_SUFFIXES, Panel, read_image, side_by_side, write_jpeg
+from images import SAMPLE, Panel, count_pixels, find_images, read_image, side_by_side, write_jpeg
 from predictor import Predictor
 from tasks import Task
-from utils import ahead, newest_checkpoint, pick_device, run, setup_cpu
+from utils import check_sha256, newest_checkpoint, pick_device, run, setup_cpu
 
-SAMPLE = Path("media/sample.jpg")
+PIXELS_AT_ONCE = 2**25  # in memory between reading and writing: 100 images of 640x480, 2 of a large camera
+PIXELS_TO_SEE = 2**23
 FEW = 30  # images, for which a back end that takes seconds to set up does not pay
 
 
@@ -38,100 +48,124 @@ def save_predictions(
     stem: Path, image: np.ndarray, tasks: Mapping[str, Task], predictions: Mapping[str, np.ndarray]
 ) -> None:
     """Writes STEM_task.png, STEM_task_color.jpg and STEM_overview.jpg."""
-    panels: list[Panel] = [("image", image, [])]
+    # Pictures for looking at need not have all pixels of a very large image.
+    step = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / PIXELS_TO_SEE))
+    panels: list[Panel] = [("image", image[::step, ::step], [])]
     for name, task in tasks.items():
-        picture = task.draw(predictions[name])
+        picture = task.draw(predictions[name][..., ::step, ::step])
         panels.append((name, picture, task.legend(predictions[name])))
         task.save(predictions[name], stem.with_name(f"{stem.name}_{name}.png"))
         write_jpeg(stem.with_name(f"{stem.name}_{name}_color.jpg"), picture)
     write_jpeg(stem.with_name(f"{stem.name}_overview.jpg"), side_by_side(panels))
 
 
-def find_images(source: Path, output: Path) -> list[Path]:
-    """The image files of a folder and its sub-folders, or the one file. What is in `output` is left out."""
-    if source.is_file():
-        return [source]
-    if not source.exists():
-        raise FileNotFoundError(f"{source}: no such file or folder")
-    inside_output = output.resolve()
-    if inside_output in (source.resolve(), *source.resolve().parents):
-        raise ValueError(f"--output {output} holds the input {source}: results and images would mix; choose another")
-    found = [
-        path
-        for path in sorted(source.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and inside_output not in path.resolve().parents
-    ]
-    if not found:
-        raise FileNotFoundError(f"{source}: no image in it; known endings: {' '.join(sorted(IMAGE_SUFFIXES))}")
-    return found
-
-
 def output_stems(images: Sequence[Path], source: Path, output: Path) -> list[Path]:
     """Where each image's outputs go: the same sub-folders; the full name where stems would collide."""
     root = source if source.is_dir() else source.parent
     names = [image.relative_to(root) for image in images]
-    stems = [name.with_suffix("") for name in names]
+    # Without its ending, ..png would be the folder.
+    stems = [name if name.stem in (".", "..") else name.with_suffix("") for name in names]
     count, full_names = Counter(stems), set(names)
     alone = [count[stem] == 1 and stem not in full_names for stem in stems]  # a.jpg.png beside a.jpg and a.png
     return [output / (stem if ok else name) for stem, name, ok in zip(stems, names, alone, strict=True)]
 
 
-def read(path: Path) -> np.ndarray | str:
-    """The image, or what is wrong with the file."""
-    try:
-        return read_image(path)
-    except (ValueError, FileNotFoundError) as problem:
-        return " ".join(str(problem).split())
+@dataclass(frozen=True)
+class Job:
+    image: Path
+    stem: Path  # of its outputs
+    run: int = 0  # images of one run may share a batch: so the batches are the same with any number of processes
+
+    @property
+    def done(self) -> bool:
+        """Whether all outputs are there: the overview comes last, and files are written whole."""
+        return os.path.isfile(self.stem.with_name(f"{self.stem.name}_overview.jpg"))  # False for too long a name
 
 
-def groups(images: Iterable[tuple[Path, np.ndarray]], most: int) -> Iterator[list[tuple[Path, np.ndarray]]]:
-    """Neighbours whose images have one size, at most `most` together."""
-    group: list[tuple[Path, np.ndarray]] = []
-    for item in images:
-        if group and (len(group) == most or item[1].shape != group[0][1].shape):
-            yield group
-            group = []
-        group.append(item)
-    if group:
-        yield group
+def make_jobs(images: Sequence[Path], source: Path, output: Path, batch_size: int) -> list[Job]:
+    """Those of this process."""
+    stems = output_stems(images, source, output)
+    jobs = [Job(*pair, number // batch_size) for number, pair in enumerate(zip(images, stems, strict=True))]
+    return [job for job in jobs if job.run % processes.count() == processes.rank()]
 
 
-def predict_files(predictor: Predictor, images: Sequence[Path], stems: Sequence[Path], batch_size: int) -> int:
-    """Predicts and writes the outputs of each image; files are read and written in the background.
+class Room:
+    """For so many pixels at a time; who finds it empty always gets in."""
 
-    Returns how many could not be read; each of them was reported in one line.
+    def __init__(self, pixels: int) -> None:
+        self.pixels = self.free = pixels
+        self.changed = threading.Condition()
+
+    def take(self, pixels: int) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: pixels <= self.free or self.free == self.pixels)
+            self.free -= pixels
+
+    def give(self, pixels: int) -> None:
+        with self.changed:
+            self.free += pixels
+            self.changed.notify()
+
+
+def predict_files(predictor: Predictor, jobs: Sequence[Job], few: bool = False) -> int:
+    """Predicts and writes the outputs of each image: reading, the network and writing go on at the same time.
+
+    For `few` images the back end is not set up for many. Returns how many could not be read or have names that are too
+    long for their outputs; each got one line.
     """
-    failed = 0
-
-    def readable() -> Iterator[tuple[Path, np.ndarray]]:
-        nonlocal failed
-        for stem, content in zip(stems, ahead(read, images), strict=True):
-            if isinstance(content, str):
-                tqdm.write(f"error: {content}", file=sys.stderr)
-                failed += 1
-            else:
-                yield stem, content
-
-    def predict(group: list[tuple[Path, np.ndarray]]) -> list[tuple[Path, np.ndarray, dict[str, np.ndarray]]]:
-        results = predictor.batch([image for _, image in group])
-        return [(*item, result) for item, result in zip(group, results, strict=True)]
-
-    def write(item: tuple[Path, np.ndarray, dict[str, np.ndarray]]) -> None:
-        stem, image, predictions = item
-        save_predictions(stem, image, predictor.tasks, predictions)
-
-    few = len(images) < FEW
     calls, threads = 1 if few else predictor.backend.concurrent(), torch.get_num_threads()
     if calls > 1:
         torch.set_num_threads(1)  # each call has one core, also for what comes after the network
-    try:
-        predicted = ahead(predict, groups(readable(), batch_size), threads=calls, most=calls + 1)
-        written = ahead(write, (item for group in predicted for item in group))
-        for _ in tqdm(written, total=len(images), unit="image", disable=len(images) == 1 or not sys.stderr.isatty()):
-            pass
-    finally:
-        torch.set_num_threads(threads)
-    return failed
+    room, failed, problems = Room(PIXELS_AT_ONCE), [], []
+    shown = len(jobs) > 1 and sys.stderr.isatty() and processes.is_main()
+    bar = tqdm(total=len(jobs), unit="image", disable=not shown)
+
+    def refuse(job: Job, problem: Exception, pixels: int) -> None:
+        tqdm.write(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
+        failed.append(job)
+        room.give(pixels)
+        bar.update()
+
+    def write(job: Job, image: np.ndarray, result: Mapping[str, np.ndarray], pixels: int) -> None:
+        try:
+            save_predictions(job.stem, image, predictor.tasks, result)
+        except OSError as problem:
+            if problem.errno == errno.ENAMETOOLONG:
+                refuse(job, ValueError(f"{job.image}: its name is too long for those of its outputs"), pixels)
+                return
+            problems.append(problem)
+        except Exception as problem:
+            problems.append(problem)
+        room.give(pixels)
+        bar.update()
+
+    def predict(group: Sequence[tuple[Job, np.ndarray, int]]) -> None:
+        try:
+            results = predictor.batch([image for _, image, _ in group])
+            for (job, image, pixels), result in zip(group, results, strict=True):
+                writing.submit(write, job, image, result, pixels)
+        except Exception as problem:
+            problems.append(problem)
+            room.give(sum(pixels for _, _, pixels in group))
+
+    with bar, ThreadPoolExecutor(2) as writing, ThreadPoolExecutor(calls) as predicting:
+        for _, run in itertools.groupby(jobs, lambda job: job.run):
+            sizes = [(job, count_pixels(job.image)) for job in run]
+            room.take(sum(pixels for _, pixels in sizes))  # of the whole run, so that its batches come together
+            found: list[tuple[Job, np.ndarray, int]] = []
+            for job, pixels in sizes:
+                try:
+                    found.append((job, read_image(job.image), pixels))
+                except (ValueError, FileNotFoundError) as problem:
+                    refuse(job, problem, pixels)
+            for _, group in itertools.groupby(found, lambda item: item[1].shape):
+                predicting.submit(predict, list(group))
+            if problems:  # of the back end or the disk: the other images would have them too
+                break
+    torch.set_num_threads(threads)
+    if problems:
+        raise problems[0]
+    return len(failed)
 
 
 def main() -> int:
@@ -144,7 +178,9 @@ def main() -> int:
     parser.add_argument(
         "--domain", default="", metavar="NAME", help="classes and range of this data set of the training; default: all"
     )
+    parser.add_argument("--sha256", default="", metavar="HEX", help="refuse a checkpoint with another check sum")
     parser.add_argument("--mirror", action="store_true", help="average with the mirrored picture")
+    parser.add_argument("--resume", action="store_true", help="leave out images whose outputs are there already")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="auto: the fastest installed")
     parser.add_argument("--batch_size", default="1", help="images of one size in a call")
     parser.add_argument("--device", default="auto")
@@ -157,16 +193,21 @@ def main() -> int:
     images = find_images(source, output)
     device = pick_device(arguments.device)
     path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
+    check_sha256(path, arguments.sha256)
     backend, batch_size = arguments.backend, convert(arguments.batch_size, int, "command line: batch_size")
     if backend == "auto" and len(images) < FEW and fastest(device) != "eager" and path.suffix not in FILES:
         backend = "eager"
     predictor = Predictor(path, backend, arguments.device, arguments.precision, arguments.domain, arguments.mirror)
+    jobs = make_jobs(images, source, output, batch_size)
+    left = [job for job in jobs if not (arguments.resume and job.done)]
+    who = f"process {processes.rank()}: " if processes.count() > 1 else ""
     print(
-        f"{path} ({', '.join(predictor.tasks)}) in {predictor.backend.name} on {device}, "
-        f"{len(images)} image{'s' if len(images) > 1 else ''}"
+        f"{who}{path} ({', '.join(predictor.tasks)}) in {predictor.backend.name} on {device}, "
+        f"{len(jobs)} image{'s' if len(jobs) != 1 else ''}"
     )
-    failed = predict_files(predictor, images, output_stems(images, source, output), batch_size)
-    print(f"{len(images) - failed} of {len(images)} images predicted; look at {output}/*_overview.jpg")
+    failed = predict_files(predictor, left, few=len(images) < FEW)
+    earlier = f", {len(jobs) - len(left)} of an earlier run are there" if arguments.resume else ""
+    print(f"{who}{len(left) - failed} of {len(jobs)} images predicted{earlier}; look at {output}/*_overview.jpg")
     return 1 if failed else 0
 
 

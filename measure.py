@@ -25,8 +25,7 @@ from torch import nn
 
 from backends import Backend
 from config import Config, convert
-from images import class_palette, read_image
-from inference import SAMPLE
+from images import SAMPLE, class_palette, read_image
 from model import Network, build_network, count_cost
 from predictor import Predictor
 from tasks import TASKS, Segmentation, Task

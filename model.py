@@ -10,16 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from config import Config, make_config, near
+from config import Config, make_config, near, read_json
 from decoders import DECODERS, build_decoder, build_head, initialise_small
-from encoders import build_encoder, load_matching
+from encoders import build_encoder, load_matching, read_weights
+from geometry import resize_raw
 from published import read_published
 from tasks import Task, tasks_from_plain
-from utils import CHECKPOINT_FORMAT, read_checkpoint, read_torch_file
+from utils import CHECKPOINT_FORMAT, CHECKPOINT_VERSION, read_checkpoint, read_torch_file
 
 # ---------------------------------------------------------------------------------------------- network
+
+
+LEAST_SIDE = 32  # pixels: some encoders have nothing left of less
 
 
 class Network(nn.Module):
@@ -58,6 +63,8 @@ class Network(nn.Module):
         if images.dtype == torch.uint8:
             images = images.float() / 255
         images = ((images - self.mean) / self.std).to(next(self.encoder.parameters()).dtype)
+        if min(images.shape[-2:]) < LEAST_SIDE:
+            images = resize_raw(images, tuple(max(side, LEAST_SIDE) for side in images.shape[-2:]))
         features = self.encoder(images)
         return self.decoder(features)
 
@@ -136,6 +143,8 @@ def load_network(path: str | Path) -> Network:
     Raises FileNotFoundError or ValueError in one line.
     """
     path = Path(path)
+    if path.suffix == ".safetensors":
+        return network_from_checkpoint(read_safetensors(path), path)
     content = read_torch_file(path)
     if isinstance(content, dict) and content.get("format") != CHECKPOINT_FORMAT and "state_dict" in content:
         config, tasks, domains, weights = read_published(content["state_dict"], path)
@@ -143,6 +152,26 @@ def load_network(path: str | Path) -> Network:
         load_matching(network, weights, path)
         return network.eval()
     return network_from_checkpoint(read_checkpoint(path), path)
+
+
+def read_safetensors(path: Path) -> dict[str, object]:
+    """What export.py --format safetensors wrote, as the content of a checkpoint."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    weights = read_weights(path)
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(CHECKPOINT_FORMAT)
+    if text is None:
+        raise ValueError(f"{path}: not a file of export.py: it does not say what network its weights are for")
+    try:
+        content = read_json(text)
+    except ValueError:
+        content = {}
+    if not {"version", "config", "tasks"} <= content.keys():
+        raise ValueError(f"{path}: its settings are damaged")
+    if (version := content["version"]) != CHECKPOINT_VERSION:
+        raise ValueError(f"{path}: checkpoint version {version!r}, but this code reads {CHECKPOINT_VERSION}: update it")
+    return {**content, "network": weights}
 
 
 def network_from_checkpoint(content: Mapping[str, object], path: Path) -> Network:

@@ -1,52 +1,37 @@
-"""What several scripts need: background work, errors, devices, seeds, whole files, the log, checkpoints."""
+"""What several scripts need: errors, devices, seeds, whole files, the log, checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import hashlib
 import json
+import multiprocessing
 import os
 import pickle
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import warnings
 import zipfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+import processes
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 CHECKPOINT_FORMAT = "joint-segmentation-depth"
 CHECKPOINT_VERSION = 1
-
-
-# ---------------------------------------------------------------------------------------------- background
-
-
-def ahead(call: Callable[[Item], Result], items: Iterable[Item], threads: int = 2, most: int = 8) -> Iterator[Result]:
-    """call(item) for each item, in order, worked on by threads while the one who asks does something else.
-
-    At most `most` are begun and not yet taken, so that memory does not grow when one side is faster.
-    """
-    with ThreadPoolExecutor(threads) as pool:
-        begun: deque[Future[Result]] = deque()
-        for item in items:
-            begun.append(pool.submit(call, item))
-            if len(begun) >= most:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -71,11 +56,19 @@ def run(main: Callable[[], int | None]) -> None:
     except RuntimeError as problem:
         if "can't allocate memory" in str(problem) or "not enough memory" in str(problem):
             _fail(OUT_OF_MEMORY)
+        if "gloo" in str(problem) or isinstance(problem, torch.distributed.DistBackendError):
+            _fail(f"another process of this run ended ({str(problem).splitlines()[0]})")
         if "DataLoader worker" not in str(problem):
             raise
         _fail("a loader process died, often for lack of memory: lower --workers, or set --cache false")
     except (ValueError, OSError) as problem:
-        _fail(str(problem) or type(problem).__name__)
+        # What has a number and words of its own, and no file, says all in the words.
+        own = isinstance(problem, OSError) and problem.filename is None and problem.strerror
+        _fail(own or str(problem) or type(problem).__name__)
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # that they end is no error now
+        for child in multiprocessing.active_children():  # loaders of which something still holds the iterator
+            child.kill()
 
 
 def _fail(message: str) -> None:
@@ -84,7 +77,8 @@ def _fail(message: str) -> None:
     if message.startswith("Caught ") and "Traceback" in message:
         # An error of a loader process comes with its traceback, whose last line is the error.
         message = message.strip().splitlines()[-1].partition(": ")[2]
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    who = "" if processes.is_main() else f"process {processes.rank()}: "
+    print(f"error: {who}{' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -92,9 +86,13 @@ def _fail(message: str) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto | cpu | cuda | cuda:N -> device. Raises ValueError when it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """auto | cpu | cuda | cuda:N -> device. Raises ValueError when it is not there.
+
+    Under torchrun each process takes a GPU of its own, unless one is named.
+    """
+    own = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    if name in ("auto", "cuda"):
+        name = own if name == "cuda" or torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -167,12 +165,16 @@ def git_commit() -> str:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it at the end: `path` is written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    """A temporary path beside `path` that replaces it at the end: `path` is written whole or not at all.
+
+    Raises OSError that names `path` when the disk is full or not to be written to.
+    """
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -181,8 +183,14 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
+    except OSError as problem:
+        if problem.errno not in UNWRITABLE:
+            raise
+        what = f"{path}: could not be written, what was there stays ({problem.strerror})"
+        raise OSError(problem.errno, what) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
 
 
 def refuse_existing(output: Path) -> None:
@@ -211,21 +219,30 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
 
 class Log:
-    """log.jsonl, TensorBoard, and a progress bar, or lines where nobody watches one."""
+    """log.jsonl, TensorBoard, and a progress bar, or lines where nobody watches one.
 
-    def __init__(self, folder: Path, total: int, first: int) -> None:
-        self.file = (folder / "log.jsonl").open("a")
-        self.board = SummaryWriter(str(folder))
-        self.bar = tqdm(total=total, initial=first, unit="batch", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    Without a folder it keeps silent, as in all processes but the main one.
+    """
+
+    def __init__(self, folder: Path | None, total: int, first: int) -> None:
+        self.file = (folder / "log.jsonl").open("a") if folder else None
+        self.board = SummaryWriter(str(folder)) if folder else None
+        watched = folder and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=first, unit="batch", disable=not watched, dynamic_ncols=True)
         self.total, self.reports = total, 0
 
     def _write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self.file.flush()
-        for name, value in values.items():
-            self.board.add_scalar(f"{kind}/{name}", value, step)
+        try:
+            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self.file.flush()
+            for name, value in values.items():
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as problem:
+            raise OSError(f"{self.file.name}: the log could not be written ({problem.strerror})") from None
 
     def losses(self, step: int, losses: Mapping[str, float], others: Mapping[str, float]) -> None:
+        if not self.file:
+            return
         self._write("train", step, {**losses, **others})
         shown = {name: f"{value:.3f}" for name, value in losses.items()}
         shown["images/s"] = f"{others['images_per_s']:.1f}"
@@ -239,18 +256,21 @@ class Log:
         self.reports += 1
 
     def metrics(self, step: int, title: str, metrics: Mapping[str, float], headlines: Sequence[str]) -> None:
+        if not self.file:
+            return
         self._write("val", step, metrics)
         self.bar.write(f"{title}  " + "  ".join(f"{name} {metrics[name]:.4f}" for name in headlines if name in metrics))
         sys.stdout.flush()
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """image (H, W, 3) uint8"""
-        self.board.add_image(name, image, step, dataformats="HWC")
+        if self.board:
+            self.board.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
-        self.bar.close()
-        self.board.close()
-        self.file.close()
+        for part in (self.bar, self.board, self.file):
+            if part is not None:
+                part.close()
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints
@@ -261,8 +281,24 @@ def save_checkpoint(path: Path, content: dict[str, object]) -> None:
     with whole_file(path) as temporary:
         try:
             torch.save({"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, **content}, temporary)
-        except RuntimeError as problem:  # torch's archive writer reports a full disk as RuntimeError
-            raise OSError(f"{path}: could not be written, the earlier one stays ({problem})") from None
+        except RuntimeError:  # torch's archive writer does not say why; most often the disk is full
+            free = shutil.disk_usage(path.parent).free / 2**20
+            what = f"{path}: could not be written, what was there stays; {free:.0f} MiB are free on its disk"
+            raise OSError(what) from None
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raises ValueError when the file is another than the one with this check sum; "" checks nothing."""
+    if expected and path.is_file() and (found := file_sha256(path)) != expected.lower():
+        raise ValueError(f"--sha256: {path} has {found}, which is not the given one: it is another file, or damaged")
 
 
 def read_torch_file(path: Path) -> object:
@@ -274,6 +310,9 @@ def read_torch_file(path: Path) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # torch does not look at the check sums of the archive.
+            if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():
+                raise ValueError(f"{path}: not a checkpoint, or damaged")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as problem:
         # torch's words for a file that names functions or classes, which weights never need.
@@ -282,11 +321,9 @@ def read_torch_file(path: Path) -> object:
         raise ValueError(f"{path}: not a checkpoint, or damaged") from None
     except PermissionError:
         raise ValueError(f"{path}: not allowed to read it") from None
-    # torch's readers raise what their parsing of a damaged archive stumbles over.
-    except (
-        RuntimeError, OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError,
-        AssertionError, OverflowError, zipfile.BadZipFile,
-    ):  # fmt: skip
+    except MemoryError:
+        raise
+    except Exception:  # torch's readers raise what their parsing of a damaged archive stumbles over, even struct.error
         raise ValueError(f"{path}: not a checkpoint, or damaged") from None
 
 

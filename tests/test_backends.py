@@ -193,15 +193,15 @@ def test_a_trained_checkpoint_predicts_in_every_back_end(name, trained, rooms_fo
 
 
 @pytest.mark.parametrize("name", ["eager", "openvino"])
-def test_a_folder_in_streams_gives_what_single_images_give(name, trained, rooms_folder, tmp_path, monkeypatch):
+def test_a_folder_in_streams_gives_what_single_images_give(name, trained, rooms_folder, tmp_path):
     installed(name)
-    monkeypatch.setattr(inference, "FEW", 2)
     predictor = Predictor(trained / "best.pt", name, precision="fp32")
     pictures = sorted((rooms_folder / "rgb").iterdir())[:6]
     expected = [predictor(read_image(picture))["segmentation"] for picture in pictures]
     threads = torch.get_num_threads()
     stems = [tmp_path / picture.stem for picture in pictures]
-    assert inference.predict_files(predictor, [*pictures, tmp_path / "none.png"], [*stems, tmp_path / "none"], 2) == 1
+    jobs = [inference.Job(*pair, number // 2) for number, pair in enumerate(zip(pictures, stems, strict=True))]
+    assert inference.predict_files(predictor, [*jobs, inference.Job(tmp_path / "none.png", tmp_path / "none")]) == 1
     assert torch.get_num_threads() == threads
     for stem, wanted in zip(stems, expected, strict=True):
         found = np.asarray(Image.open(f"{stem}_segmentation.png"))

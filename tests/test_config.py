@@ -67,6 +67,12 @@ def test_mistakes_are_named(flags, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+# Ten levels of nine aliases each: three billion words, where they are followed.
+EXPLODES = "a0: &a0 [x]\n" + "\n".join(
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 11)
+)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -76,11 +82,16 @@ def test_mistakes_are_named(flags, message):
         ("crop: [1, [2]]", "it takes one int"),
         ("epochs: 3\nepochs: 4", "stands twice"),
         ("a: &x 1\nb: *x", "aliases"),
+        (EXPLODES, "aliases"),
+        (f"a: {'[' * 100_000}", "not readable as YAML"),
+        ("epochs: !!python/name:os.system", "tag"),
+        ("a: !!binary aGk=", "tag"),
         ("epochs: !!python/object/apply:os.system ['true']", "tag"),
         ("epochs: [", "not readable as YAML"),
         ("just words", "expected 'name: value' lines"),
         ("- 1", "expected 'name: value' lines"),
     ],
+    ids=lambda value: value[:30],
 )
 def test_mistakes_in_a_file_are_named(tmp_path, text, message):
     file = tmp_path / "c.yaml"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import shutil
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from conftest import only_error_line
 from PIL import Image
+from safetensors.torch import save_file
 
 from backends import open_backend
 from graph import network_input
@@ -176,3 +178,24 @@ def test_mistakes_get_one_line(exported, script, trained, tmp_path):
     ):  # fmt: skip
         done = script("inference.py", "--checkpoint", tmp_path / name, "--output", tmp_path / "out")
         assert message in only_error_line(done), name
+
+
+def test_safetensors_is_the_checkpoint(trained, script, tmp_path):
+    file = tmp_path / "best.safetensors"
+    done = script("export.py", "--checkpoint", trained / "best.pt", "--format", "safetensors", "--output", file)
+    assert done.returncode == 0, done.stderr
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert f"sha256 {digest}" in done.stdout
+    before, after = load_network(trained / "best.pt"), load_network(file)
+    assert before.tasks == after.tasks and before.config == after.config and before.domains == after.domains
+    assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
+    # Checked when given, and refused in a line without its settings.
+    options = ["--output", tmp_path / "out", "--checkpoint", file]
+    assert script("inference.py", *options, "--sha256", digest.upper()).returncode == 0
+    assert "it is another file" in only_error_line(script("inference.py", *options, "--sha256", "0" * 64))
+    save_file({"x": torch.zeros(1)}, file)
+    assert "not a file of export.py" in only_error_line(script("inference.py", *options))
+    file.write_bytes(b"no tensors")
+    assert "not readable as safetensors" in only_error_line(script("inference.py", *options))
+    line = only_error_line(script("export.py", "--format", "safetensors", "--size", "64x64", *options[2:]))
+    assert "it has no --size" in line

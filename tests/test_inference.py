@@ -8,10 +8,11 @@ import torch
 from conftest import ROOT, only_error_line
 from PIL import Image
 
+import images
 from evaluate import predict_batch
 from geometry import fitted_size
-from images import read_image, side_by_side
-from inference import find_images, output_stems
+from images import find_images, read_image, side_by_side
+from inference import output_stems
 from model import load_network
 from predictor import Predictor
 
@@ -130,7 +131,7 @@ def test_a_damaged_image_is_named(tmp_path, kind, monkeypatch):
     elif kind == "truncated":
         path.write_bytes(path.read_bytes()[:3000])
     else:
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"x\.png"):
         read_image(path)
 

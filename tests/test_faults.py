@@ -1,0 +1,40 @@
+"""Trainings that are killed, starved and stopped (tests/faults.py; there also the long form)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from faults import FAULTS, finish, kill_often, options, prepare, start, steps_logged, wait_until
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return prepare(tmp_path_factory.mktemp("faults"))
+
+
+def test_kills_at_random_moments(prepared, tmp_path):
+    counts = kill_often(*prepared[:1], tmp_path, prepared[1], kills=4)
+    assert counts["kills"] == counts["checkpoint loads"] == 4 and counts["while writing"] >= 1
+    assert counts["same weights"] == counts["runs"] >= 1
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_gets_one_line_and_loses_nothing(name, prepared, tmp_path):
+    problem = FAULTS[name](prepared[0], tmp_path, prepared[1])
+    if problem.startswith("not tried"):
+        pytest.skip(problem)
+    assert problem == ""
+
+
+def test_memory_does_not_grow(prepared, tmp_path):
+    """Of 1000 steps: what the process holds near the end is what it held after 300."""
+    run = tmp_path / "long"
+    process = start("--data", prepared[0], *options(epochs=334, eval_every=100, save_minutes=0), "--run", run)
+    held = []
+    for steps in (300, 950):
+        wait_until(lambda steps=steps: steps_logged(run) >= steps, process, 280)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        held.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
+    assert finish(process).returncode == 0
+    assert held[1] - held[0] < 40, f"{held} MiB"
