@@ -1,10 +1,11 @@
 # make demo   trains, evaluates and shows the network on generated rooms: no GPU, no data set
 # make test   lint and tests, the same that CI runs
+# make fuzz   coverage-guided fuzzing of the readers, minutes
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test quick fuzz audit clean
 
 demo: $(VENV)/installed
 	rm -rf runs/demo
@@ -16,7 +17,23 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term
+
+# What depends most on the version of Python; .ci/run does it with those that it finds.
+quick: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/test_config.py tests/test_tasks.py tests/test_loss.py tests/test_metrics.py \
+		tests/test_geometry.py tests/test_train.py::test_train_evaluate_inference
+
+# A minute for each reader of files.
+fuzz: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet -r requirements-fuzz.txt
+	for reader in list dataset settings checkpoint; do \
+		PYTHONPATH=. $(BIN)/python tests/fuzz.py $$reader -max_total_time=60 -rss_limit_mb=4096 || exit 1; done
+
+# Known holes in the installed packages, by the advisories of PyPI.
+audit: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
