@@ -59,7 +59,8 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def resize_raw(raw: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
     """raw (B, C, h, w) -> (B, C, *size) in fp32."""
-    if raw.shape[-2:] == size:
+    # Not asked in a graph of any size, which could not be said to be right for all of them then.
+    if not torch.compiler.is_compiling() and raw.shape[-2:] == size:
         return raw.float()
     return F.interpolate(raw.float(), size=size, mode=mode, align_corners=False)
 

@@ -9,11 +9,13 @@ import torch
 from conftest import only_error_line
 from PIL import Image
 from safetensors.torch import save_file
+from test_model import settings, tasks
 
 from backends import open_backend
-from graph import network_input
+from formats import write_torch
+from graph import network_input, sign
 from images import read_image
-from model import load_network
+from model import build_network, load_network
 from predictor import Predictor
 
 pytest.importorskip("onnx")
@@ -112,6 +114,19 @@ def test_torch_export(exported, trained):
         for value, name in zip(program(image), network.tasks, strict=True):
             assert torch.allclose(value, expected[name], atol=1e-3 * float(expected[name].abs().max()))
     assert '"segmentation"' in extra["signature.json"]
+
+
+@pytest.mark.parametrize("encoder", ["mobilenetv2_100", "tf_efficientnet_lite0"])
+def test_a_program_of_any_size_gives_units(encoder, tmp_path):
+    """Whatever the encoder's padding makes of the sizes; trained weights are no part of the question."""
+    network = build_network(settings(encoder, long_side=0, decoder_width=16, crp_stages=1), tasks(6)).eval()
+    program = write_torch(network, sign(network, network.tasks, units_out=True, batch=1), tmp_path / "x.pt2", [])
+    for height, width in ((61, 87), (96, 64)):
+        image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
+        sizes = dict.fromkeys(network.tasks, (height, width))
+        mine, theirs = program.predict(image, sizes), network.predict(image, sizes)
+        assert (mine["segmentation"] == theirs["segmentation"]).float().mean() > 0.999
+        assert torch.allclose(mine["depth"], theirs["depth"], rtol=1e-3, atol=1e-3)
 
 
 def test_int8_says_what_it_costs(exported, trained, rooms_folder):
