@@ -12,7 +12,7 @@ import torch
 
 from config import Config
 from dataset import Frames, eval_loader, train_loader
-from evaluate import evaluate
+from evaluate import accumulate, values_of
 from measure import in_turn, some_tasks, spread, table
 from model import build_network
 from optimize import Training
@@ -141,7 +141,7 @@ def measure_validation(training: Training, frames: Frames) -> dict[str, object]:
 
     calls = {
         "forward": forward,
-        "whole": lambda: evaluate(network, loader, device, training.precision, tasks=frames.tasks),
+        "whole": lambda: values_of(accumulate(network, loader, device, training.precision, tasks=frames.tasks)),
     }
     times = in_turn(calls, device, 3)
     forward_ms, whole_ms = (statistics.median(times[name]) for name in ("forward", "whole"))

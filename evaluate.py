@@ -26,7 +26,7 @@ from config import Config, Parser, convert, make_config
 from dataset import Frames, eval_loader
 from folders import Folder, label_tasks, read_folder, read_list
 from geometry import resize_raw
-from metrics import Protocol
+from metrics import Metrics, Protocol
 from model import Network, load_network, tasks_of
 from tasks import Task
 from utils import autocast, check_sha256, newest_checkpoint, pick_device, pick_precision, run, setup_cpu, whole_file
@@ -63,7 +63,7 @@ def predict_batch(
 
 
 @torch.inference_mode()
-def evaluate(
+def accumulate(
     network: Network | Backend,
     loader: DataLoader,
     device: torch.device,
@@ -73,8 +73,8 @@ def evaluate(
     mirror: bool = False,
     progress: bool = False,
     tasks: Mapping[str, Task] | None = None,
-) -> dict[str, float]:
-    """{"task/metric": value} over every frame of `loader` (`dataset.eval_loader`) at ground-truth size.
+) -> dict[str, Metrics]:
+    """{task: metrics} of every frame of `loader` (`dataset.eval_loader`) at ground-truth size.
 
     With several processes, over the frames of all their loaders. `tasks` are those of the loader's data set, by default
     the network's, which must be in eval mode.
@@ -95,7 +95,12 @@ def evaluate(
     for theirs in others:
         for name, item in mine.items():
             item.merge(theirs[name])
-    return {f"{task}/{name}": value for task, item in mine.items() for name, value in item.compute().items()}
+    return mine
+
+
+def values_of(metrics: Mapping[str, Metrics]) -> dict[str, float]:
+    """{"task/metric": value}"""
+    return {f"{task}/{name}": value for task, item in metrics.items() for name, value in item.compute().items()}
 
 
 def table(tasks: Mapping[str, Task], values: Mapping[str, float]) -> str:
@@ -165,11 +170,11 @@ def evaluate_folder(
     if isinstance(network, Network):
         network = network.to(settings.device, memory_format=torch.channels_last)
     precision = pick_precision(config.precision, settings.device)
-    values = evaluate(
+    metrics = accumulate(
         network, eval_loader(frames, config, pin=settings.device.type == "cuda"), settings.device, precision,
         settings.protocol, settings.scales, settings.mirror, progress=True, tasks=tasks,
     )  # fmt: skip
-    return values, len(frames)
+    return values_of(metrics), len(frames)
 
 
 def compare(

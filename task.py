@@ -144,6 +144,10 @@ class Task(ABC):
     def metrics(self, protocol: Protocol) -> Metrics:
         """A new accumulator."""
 
+    def charts(self, metrics: Metrics) -> dict[str, np.ndarray]:
+        """{name: picture (H, W, 3) uint8 of what was measured}, for TensorBoard."""
+        return {}
+
     @abstractmethod
     def draw(self, prediction: np.ndarray) -> np.ndarray:
         """A prediction or label -> (H, W, 3) uint8 picture, comparable between frames."""

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import loss
+from charts import bars, confusion
 from config import Config, convert, near
 from geometry import View, argmax_resized, normals_from_depth, resize_raw, unit
 from images import class_palette, read_label, write_png
@@ -171,6 +172,16 @@ class Segmentation(Task):
 
     def metrics(self, protocol: Protocol) -> SegmentationMetrics:
         return SegmentationMetrics(self.classes)
+
+    def charts(self, metrics: SegmentationMetrics) -> dict[str, np.ndarray]:
+        if metrics.confusion is None:
+            return {}
+        found = metrics.compute()
+        values = [found.get(f"iou/{name}", float("nan")) for name in self.classes]
+        return {
+            "iou": bars(self.classes, values),
+            "confusion": confusion(self.classes, metrics.confusion.cpu().numpy()),
+        }
 
     def translation(
         self, section: Mapping[str, object] | None, names: Mapping[str, str], where: str

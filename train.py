@@ -39,7 +39,7 @@ from dataset import (
     steps_per_epoch,
     train_loader,
 )
-from evaluate import evaluate, predict_batch
+from evaluate import accumulate, predict_batch, values_of
 from folders import label_tasks, make_domains, read_folder, read_list, refuse_shared_frames
 from images import side_by_side
 from model import Network, build_network, count_cost, freeze_batch_norm
@@ -156,19 +156,22 @@ def load_data(
 
 def evaluate_all(
     network: Network, loaders: Mapping[str, DataLoader], device: torch.device, precision: torch.dtype
-) -> dict[str, float]:
-    """{"task/metric": value}, or {"data set/task/metric": value} with several data sets."""
-    values = {}
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """{"task/metric": value}, or {"data set/task/metric": value} with several data sets; and pictures of metrics."""
+    values, charts = {}, {}
     was_training = network.training
     network.eval()
     for name, loader in loaders.items():
         prefix = f"{name}/" if len(loaders) > 1 else ""
-        found = evaluate(network, loader, device, precision, tasks=loader.dataset.tasks)
-        values |= {prefix + key: value for key, value in found.items()}
+        tasks = loader.dataset.tasks
+        metrics = accumulate(network, loader, device, precision, tasks=tasks)
+        values |= {prefix + key: value for key, value in values_of(metrics).items()}
+        for task, item in metrics.items():
+            charts |= {f"{prefix}{task}/{key}": chart for key, chart in tasks[task].charts(item).items()}
     network.train(was_training)
     if network.config.freeze_bn:
         freeze_batch_norm(network)
-    return values
+    return values, charts
 
 
 def mean_losses(steps: Sequence[tuple[int, Mapping[str, Tensor]]]) -> dict[str, float]:
@@ -270,12 +273,14 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
         if epoch_ended and (epoch % config.eval_every == 0 or epoch == config.epochs):
             began = time.monotonic()
             processes.as_in_main(training.evaluated)  # batch norm's statistics differ
-            training.metrics = evaluate_all(training.evaluated, val_loaders, device, precision)
+            training.metrics, charts = evaluate_all(training.evaluated, val_loaders, device, precision)
             if best_name not in training.metrics:
                 raise ValueError(f"best_metric: the split {config.val_split!r} has no labels for {best_name!r}")
             is_best = training.best is None or sign * training.metrics[best_name] > sign * training.best
             title = f"epoch {epoch}/{config.epochs}{' (best)' if is_best else ''}"
             log.metrics(done, title, training.metrics, list(headlines))
+            for name, chart in charts.items():
+                log.picture(done, f"val/{name}", chart)
             for name, frames in val.items() if processes.is_main() else ():
                 for index in range(min(3, len(frames))):
                     picture = validation_picture(training.evaluated, frames, index, device)
