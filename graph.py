@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
+import importlib
 import json
 import logging
 import warnings
@@ -24,7 +24,8 @@ INPUT = "image"
 METADATA_KEY = "joint-segmentation-depth"
 METADATA_VERSION = 1
 LEAST = 33  # pixels of an open side: the coarsest map then has 2, and torch.export takes a size of 1 for a constant
-HINT = "pip install -r requirements-deploy.txt"
+OPTIONAL = {"av": "requirements-video.txt", "open3d": "requirements-3d.txt"}  # package -> what brings it
+SYSTEM = "on Debian: apt install libusb-1.0-0 libgl1 libegl1"  # for open3d
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,13 @@ def split_taps(conv: nn.Conv2d) -> nn.Sequential:
 def require(*packages: str) -> None:
     """Raises ValueError that says what to install."""
     for package in packages:
-        if not importlib.util.find_spec(package):
-            raise ValueError(f"{package} is not installed: {HINT}")
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError:
+            file = OPTIONAL.get(package, "requirements-deploy.txt")
+            raise ValueError(f"{package} is not installed: pip install -r {file}") from None
+        except ImportError as problem:  # it is there, but a library of the system is not
+            raise ValueError(f"{package} does not load: {problem}; {SYSTEM}") from None
 
 
 def network_input(images: Tensor, signature: Signature) -> np.ndarray:

@@ -159,8 +159,11 @@ def class_palette(count: int = 256) -> np.ndarray:
 Panel = tuple[str, np.ndarray, list[tuple[str, tuple[int, int, int]]]]  # title, (H, W, 3) uint8, legend
 
 
-def side_by_side(panels: Sequence[Panel]) -> np.ndarray:
-    """Pictures of one size in a row, each with its title and the entries of its legend below it."""
+def side_by_side(panels: Sequence[Panel], lines: int = 0) -> np.ndarray:
+    """Pictures of one size in a row, each with its title and the entries of its legend below it.
+
+    `lines`: how many of text there are, whatever the legends need; 0: as many as they need.
+    """
     height, width = panels[0][1].shape[:2]
     size = max(10, round(min(width / 28, height / 12)))
     font = ImageFont.load_default(size)
@@ -177,7 +180,7 @@ def side_by_side(panels: Sequence[Panel]) -> np.ndarray:
             drawing.append((x, y, text, color))
             x += needed + margin
         drawings.append(drawing)
-    strip = max(drawing[-1][1] for drawing in drawings) + line + margin // 2
+    strip = (lines * line if lines else max(drawing[-1][1] for drawing in drawings) + line) + margin // 2
     sheet = Image.new("RGB", (width * len(panels), height + strip), "white")
     draw = ImageDraw.Draw(sheet)
     for column, ((_, picture, _), drawing) in enumerate(zip(panels, drawings, strict=True)):

@@ -3,11 +3,13 @@
     python inference.py                                   # the newest run on the picture in media/
     python inference.py --checkpoint C --input photo.jpg --output predictions
     python inference.py --checkpoint C --input folder/    # with its sub-folders
+    python inference.py --checkpoint C --input clip.mp4   # or camera:0, or rtsp://...: a video
     python inference.py --checkpoint C --domain camvid    # a network of several data sets: this one's classes alone
     torchrun --nproc-per-node 8 -- inference.py --checkpoint C --input folder/ --resume    # each process takes a part
 
 For each image: NAME_segmentation.png (class ids, with a palette), NAME_depth.png (16 bits, millimetres), a picture
-of each for looking at, NAME_depth_color.jpg, and NAME_overview.jpg with all of them side by side. In programs:
+of each for looking at, NAME_depth_color.jpg, and NAME_overview.jpg with all of them side by side; of a video,
+NAME_overview.mp4. In programs:
 
     predictor = Predictor("runs/x/best.pt")
     result = predictor(image)            # {"segmentation": (H, W) ids, "depth": (H, W) metres}
@@ -38,6 +40,7 @@ from images import SAMPLE, Panel, count_pixels, find_images, read_image, side_by
 from predictor import Predictor
 from tasks import Task
 from utils import check_sha256, newest_checkpoint, pick_device, run, setup_cpu
+from video import VIEWS, is_video, predict_video, video_name
 
 PIXELS_AT_ONCE = 2**25  # in memory between reading and writing: 100 images of 640x480, 2 of a large camera
 PIXELS_TO_SEE = 2**23
@@ -173,13 +176,22 @@ def main() -> int:
     parser.add_argument(
         "--checkpoint", metavar="FILE", help="of train.py, or the paper's .ckpt; default: the newest run"
     )
-    parser.add_argument("--input", default=str(SAMPLE), metavar="IMAGE|FOLDER", help=f"default: {SAMPLE}")
+    parser.add_argument(
+        "--input", default=str(SAMPLE), metavar="IMAGE|FOLDER|VIDEO|camera:N|rtsp://...", help=f"default: {SAMPLE}"
+    )
     parser.add_argument("--output", default="predictions", metavar="FOLDER", help="default: predictions")
     parser.add_argument(
         "--domain", default="", metavar="NAME", help="classes and range of this data set of the training; default: all"
     )
     parser.add_argument("--sha256", default="", metavar="HEX", help="refuse a checkpoint with another check sum")
     parser.add_argument("--mirror", action="store_true", help="average with the mirrored picture")
+    parser.add_argument(
+        "--view", default="side", choices=VIEWS, help="of a video; overlay: predictions over the frames"
+    )
+    parser.add_argument(
+        "--smooth", default="0", metavar="0..1", help="of a video: share of the earlier frames where nothing moves"
+    )
+    parser.add_argument("--seconds", default="0", help="of a video: as many of it; 0 = all")
     parser.add_argument("--resume", action="store_true", help="leave out images whose outputs are there already")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="auto: the fastest installed")
     parser.add_argument("--batch_size", default="1", help="images of one size in a call")
@@ -189,15 +201,31 @@ def main() -> int:
     arguments = parser.parse_args()
     setup_cpu(convert(arguments.threads, int, "command line: threads"))
 
-    source, output = Path(arguments.input), Path(arguments.output)
-    images = find_images(source, output)
+    source, output, video = Path(arguments.input), Path(arguments.output), is_video(arguments.input)
+    smoothing, seconds = (convert(getattr(arguments, name), float, f"--{name}") for name in ("smooth", "seconds"))
+    if not 0 <= smoothing < 1 or seconds < 0:
+        raise ValueError("--smooth must be at least 0 and below 1, --seconds at least 0")
+    if smoothing and (arguments.mirror or not video):
+        raise ValueError("--smooth is for videos, without --mirror")
+    images = [] if video else find_images(source, output)
     device = pick_device(arguments.device)
     path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
     check_sha256(path, arguments.sha256)
     backend, batch_size = arguments.backend, convert(arguments.batch_size, int, "command line: batch_size")
-    if backend == "auto" and len(images) < FEW and fastest(device) != "eager" and path.suffix not in FILES:
+    if (
+        not video
+        and backend == "auto"
+        and len(images) < FEW
+        and fastest(device) != "eager"
+        and path.suffix not in FILES
+    ):
         backend = "eager"
     predictor = Predictor(path, backend, arguments.device, arguments.precision, arguments.domain, arguments.mirror)
+    if video:
+        print(f"{path} ({', '.join(predictor.tasks)}) in {predictor.backend.name} on {device}", flush=True)
+        result = output / f"{video_name(arguments.input)}_overview.mp4"
+        print(predict_video(predictor, arguments.input, result, arguments.view, smoothing, seconds))
+        return 0
     jobs = make_jobs(images, source, output, batch_size)
     left = [job for job in jobs if not (arguments.resume and job.done)]
     who = f"process {processes.rank()}: " if processes.count() > 1 else ""

@@ -6,7 +6,7 @@ result = predictor(image)                   # {"segmentation": (H, W) ids, "dept
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from evaluate import predict_batch
 from geometry import resize_image
 from model import Network, tasks_of
 from utils import pick_device
+
+Change = Callable[[Tensor, Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 class Predictor:
@@ -59,9 +61,34 @@ class Predictor:
         return pixels.pin_memory() if self.backend.device.type == "cuda" else pixels
 
     @torch.inference_mode()
-    def batch(self, images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-        """Images of one size -> their predictions."""
+    def batch(self, images: Sequence[np.ndarray], change: Change | None = None) -> list[dict[str, np.ndarray]]:
+        """Images of one size -> their predictions. `change` works on the network's raw outputs, (pixels, outputs) ->
+        outputs, before they become predictions (video.Smoother)."""
         sizes = dict.fromkeys(self.tasks, images[0].shape[:2])
-        found = predict_batch(self.backend, self.pixels(images), sizes, mirror=self.mirror, tasks=self.tasks)
+        pixels = self.pixels(images)
+        if change is None:
+            found = predict_batch(self.backend, pixels, sizes, mirror=self.mirror, tasks=self.tasks)
+        else:
+            found = self.backend.finish(change(pixels, self.backend(pixels)), sizes, self.tasks)
+        return self._arrays(found)
+
+    @torch.inference_mode()
+    def with_probabilities(self, image: np.ndarray, task: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """The predictions of an image, and a task's scores (C, h, w) as small as the network gives them: probabilities,
+        for one with classes; None where the network has no such task."""
+        pixels = self.pixels([image])
+        raw = self.backend(pixels)
+        found = self.backend.finish(raw, dict.fromkeys(self.tasks, image.shape[:2]), self.tasks)
+        if task not in self.tasks:
+            return self._arrays(found)[0], None
+        own = self.tasks[task]
+        scores = own.scores(own.select(raw[task].float()), raw[task].shape[-2:])
+        return self._arrays(found)[0], scores[0].cpu().numpy()
+
+    @staticmethod
+    def _arrays(found: Mapping[str, Tensor]) -> list[dict[str, np.ndarray]]:
         arrays = {name: value.cpu().numpy() for name, value in found.items()}
-        return [{name: value[number] for name, value in arrays.items()} for number in range(len(images))]
+        return [
+            {name: value[number] for name, value in arrays.items()}
+            for number in range(len(next(iter(arrays.values()))))
+        ]

@@ -44,6 +44,15 @@ def test_a_folder(script):
     assert "| inference.py, " in done.stdout and "8 JPEG files of 96x72" in done.stdout
 
 
+def test_a_video(script, trained):
+    pytest.importorskip("av")
+    done = script("benchmark.py", "video", "--checkpoint", trained / "best.pt", "--size", "96x72", "--repeats", 1)
+    assert done.returncode == 0, done.stderr
+    assert "| inference.py, all of it |" in done.stdout
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith(("| 0 |", "| 0.9 |"))]
+    assert float(rows[1][3]) < 0.5 * float(rows[0][3]), "smoothed depth flickers less"
+
+
 def test_growth(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     few = {"size": {"64x64": Point(64, 64), "96x64": Point(96, 64)}, "tasks": {"3": Point(64, 64, classes=5, tasks=3)}}
