@@ -35,6 +35,7 @@ class Folder:
     columns: tuple[str, ...]  # of the list files: "image" and tasks
     sections: dict[str, dict[str, object]]  # task -> what Task.read_section made of its part of dataset.yaml
     camera: dict[str, float]  # fx, fy, cx, cy, width, height in pixels; {} = not known
+    poses: str = ""  # folder of 4x4 text files, camera to world in metres, with the names of the images; "" = none
     taught: dict[str, dict[str, object]] = field(default_factory=dict)  # task -> section of a teacher's label files
 
     @property
@@ -97,7 +98,7 @@ def read_folder(path: str | Path, teacher_labels: str = "") -> Folder:
         file = root / teacher_labels / task / TEACHER_FILE
         if file.is_file():
             taught[task] = TASKS[task].read_section(read_yaml(file).get("section") or {}, f"{file}: section")
-    return Folder(root, name, splits, columns, sections, camera, taught)
+    return Folder(root, name, splits, columns, sections, camera, str(values.get("poses") or ""), taught)
 
 
 def teacher_file(folder: Folder, image: Path, teacher_labels: str, task: str) -> Path:

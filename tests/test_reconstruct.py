@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from conftest import only_error_line, shared
+
+from geometry import scaled_camera
+from metrics import surface_metrics
+from plan import draw_plan, facets, find_up, sample
+from reconstruct import camera_of
+from scans import TUM, Scan, read_scan, rotation
+from surface import NO_CLASS, Fusion, Surface, back_project, cloud
+
+CAMERA = {"fx": 80.0, "fy": 82.0, "cx": 59.5, "cy": 44.0, "width": 120, "height": 90}
+SIZE_M = (4.0, 2.4, 3.0)  # of the room: x, height (y down), z
+COLORS = np.array(
+    [[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40], [40, 200, 200], [200, 40, 200]], np.uint8
+)
+FLOOR = 3  # the plane y = height, in the world's frame, where y points down
+
+
+def read_ply(path: Path) -> Surface:
+    """What Surface.write wrote, read independently by its head."""
+    head, body = path.read_bytes().split(b"end_header\n", 1)
+    lines = head.decode().splitlines()
+    assert lines[:2] == ["ply", "format binary_little_endian 1.0"]
+    counts = {line.split()[1]: int(line.split()[2]) for line in lines if line.startswith("element")}
+    vertex = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3), ("class_id", "u1")])
+    vertices = np.frombuffer(body, vertex, counts["vertex"])
+    face = np.dtype([("count", "u1"), ("corners", "<i4", 3)])
+    faces = np.frombuffer(body, face, counts.get("face", 0), vertex.itemsize * len(vertices))
+    assert len(body) == vertex.itemsize * len(vertices) + face.itemsize * len(faces)
+    assert (faces["count"] == 3).all()
+    return Surface(vertices["xyz"], vertices["rgb"], vertices["class_id"], faces["corners"])
+
+
+def pose_at(position: tuple[float, float, float], around: float, down: float = 0.0) -> np.ndarray:
+    """Camera to world: turned around the vertical by radians, then tilted."""
+    turn = np.array([[np.cos(around), 0, np.sin(around)], [0, 1, 0], [-np.sin(around), 0, np.cos(around)]])
+    tilt = np.array([[1, 0, 0], [0, np.cos(down), np.sin(down)], [0, -np.sin(down), np.cos(down)]])
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = turn @ tilt, position
+    return pose
+
+
+def look(pose: np.ndarray, camera: Mapping[str, float] = CAMERA) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """image, depth and wall number of the empty room [0, x] x [0, height] x [0, z] seen from inside."""
+    height, width = int(camera["height"]), int(camera["width"])
+    rays = back_project(np.ones((height, width), np.float32), camera).astype(np.float64) @ pose[:3, :3].T
+    best, wall = np.full((height, width), np.inf), np.zeros((height, width), int)
+    for axis in range(3):
+        for side, at in enumerate((0.0, SIZE_M[axis])):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                t = (at - pose[axis, 3]) / rays[..., axis]  # the ray's z is 1: t is the depth
+            hit = (t > 1e-6) & (t < best)
+            best[hit], wall[hit] = t[hit], 2 * axis + side
+    return COLORS[wall], best.astype(np.float32), wall
+
+
+POSES = [
+    pose_at((2 + 0.3 * np.cos(a), 1.2, 1.5 + 0.3 * np.sin(a)), a, down)
+    for down, count in ((-1.3, 8), (-0.5, 24), (0.5, 24), (1.3, 8))
+    for a in np.linspace(0, 2 * np.pi, count, endpoint=False)
+]
+
+
+@pytest.fixture(scope="module")
+def fused() -> tuple[Fusion, Surface]:
+    pytest.importorskip("open3d", exc_type=ImportError)
+    fusion = Fusion(0.04, classes=6, most_m=6.0)
+    rng = np.random.default_rng(0)
+    for pose in POSES:
+        image, depth, wall = look(pose)
+        # The frame is wrong in one of eight pixels, and never certain.
+        said = np.where(rng.random(wall.shape) < 0.85, wall, rng.integers(0, 6, wall.shape))
+        probabilities = np.where(np.arange(6)[:, None, None] == said, 0.5, 0.1)
+        fusion.add(image, depth, CAMERA, pose, probabilities)
+    return fusion, fusion.mesh()
+
+
+def distance_to_walls(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) metres to the nearest wall of the room, and which it is."""
+    away = np.stack([np.abs(points[:, axis] - at) for axis in range(3) for at in (0.0, SIZE_M[axis])], axis=1)
+    return away.min(1), away.argmin(1)
+
+
+def test_a_room_seen_from_inside_comes_out_as_it_is(fused):
+    _, surface = fused
+    away, wall = distance_to_walls(surface.points)
+    assert np.percentile(away, 95) < 0.02 and away.max() < 0.15  # half a voxel; corners are cut
+    flat = np.sort(np.abs(surface.points[:, None, :] - np.stack([np.zeros(3), SIZE_M])), axis=1).min(1)
+    inner = np.sort(flat, axis=1)[:, 1] > 0.15  # a wall's middle, away from the corners
+    assert (surface.classes[inner] == wall[inner]).mean() > 0.99, "frames that are often wrong agree in the end"
+    assert (np.abs(surface.colors[inner].astype(int) - COLORS[wall[inner]]) < 12).all(1).mean() > 0.99
+    areas = facets(surface)[1].sum()
+    x, y, z = SIZE_M
+    assert areas == pytest.approx(2 * (x * y + y * z + x * z), rel=0.05)
+
+
+def test_probabilities_are_multiplied():
+    pytest.importorskip("open3d", exc_type=ImportError)
+    fusion = Fusion(0.04, classes=3, most_m=6.0)
+    pose = pose_at((2, 1.2, 1.5), 0)
+    image, depth, _ = look(pose)
+    frames = [(0.5, 0.4, 0.1), (0.3, 0.4, 0.3), (0.35, 0.4, 0.25)]  # one is for class 0, the product for class 1
+    for values in frames:
+        fusion.add(image, depth, CAMERA, pose, np.tile(np.reshape(values, (3, 1, 1)), (1, 9, 12)))
+    votes = fusion.grid.attribute("classes").numpy().reshape(-1, 3)
+    votes = votes[votes.any(1)]
+    expected = np.log(np.prod(frames, axis=0))
+    assert len(votes) > 1000 and np.allclose(votes, expected - expected.max(), atol=1e-4)
+    assert (fusion.mesh().classes == 1).mean() > 0.99, "the rest is where the surface ends"
+
+
+def test_frames_without_classes_or_depth_leave_none():
+    pytest.importorskip("open3d", exc_type=ImportError)
+    fusion = Fusion(0.04, most_m=6.0)
+    with pytest.raises(ValueError, match="no surface"):
+        fusion.mesh()
+    image, depth, _ = look(POSES[0])
+    fusion.add(image, np.zeros_like(depth), CAMERA, POSES[0])
+    for _ in range(4):
+        fusion.add(image, depth, CAMERA, POSES[0])
+    assert (fusion.mesh().classes == NO_CLASS).all()
+
+
+def test_plan_has_the_room_s_size(fused):
+    _, surface = fused
+    up = find_up(surface, POSES)
+    assert np.allclose(up, [0, -1, 0], atol=1e-3)
+    names = [f"side {number}" for number in range(6)]
+    (title, picture, legend), areas = draw_plan(surface, up, names, [tuple(map(int, color)) for color in COLORS])
+    floor = areas[names[FLOOR]]
+    assert floor == pytest.approx(SIZE_M[0] * SIZE_M[2], rel=0.08)
+    assert areas.get(names[2], 0) < 0.3, "the ceiling is not seen from above"
+    assert sorted(picture.shape[:2]) == pytest.approx([100 * SIZE_M[2], 100 * SIZE_M[0]], abs=12)
+    assert legend[0] == (f"{names[FLOOR]} {floor:.1f} m2", tuple(map(int, COLORS[FLOOR]))) and "1 m" in title
+
+
+def test_up_is_found_when_the_cameras_lean(fused):
+    _, surface = fused
+    lean = [pose @ pose_at((0, 0, 0), 0, 0.15) for pose in POSES]
+    assert np.allclose(find_up(surface, lean), [0, -1, 0], atol=1e-3)
+
+
+def test_metrics_of_known_planes():
+    rng = np.random.default_rng(0)
+    plane = np.column_stack([rng.random((40_000, 2)), np.zeros(40_000)])
+    higher = plane + np.array([0, 0, 0.03])
+    found = surface_metrics(higher, plane)
+    assert found["accuracy"] == pytest.approx(0.03, abs=1e-3) and found["f_score"] == 1
+    assert surface_metrics(higher, plane, within_m=0.02)["f_score"] == 0
+    half = plane[plane[:, 0] < 0.5]
+    found = surface_metrics(half, plane)
+    assert found["precision"] == 1 and found["recall"] == pytest.approx(0.55, abs=0.01)
+    assert found["f_score"] == pytest.approx(2 * 0.55 / 1.55, abs=0.01)
+
+
+def test_samples_lie_evenly():
+    triangles = np.array([[0, 1, 2], [2, 1, 3]])
+    points = np.array([[0, 0, 0], [2, 0, 0], [0, 1, 0], [2, 1, 0]], np.float32)  # a rectangle of 2 x 1
+    surface = Surface(points, np.zeros((4, 3), np.uint8), np.zeros(4, np.uint8), triangles)
+    found, _ = sample(surface, 50_000)
+    counts, _, _ = np.histogram2d(found[:, 0], found[:, 1], bins=(4, 2), range=((0, 2), (0, 1)))
+    assert np.allclose(counts / 50_000, 1 / 8, atol=0.01)
+
+
+# ---------------------------------------------------------------------------------------------- files and commands
+
+
+def test_what_is_written_can_be_read(tmp_path):
+    rng = np.random.default_rng(0)
+    surface = Surface(
+        rng.random((7, 3), np.float32), rng.integers(0, 256, (7, 3), np.uint8), rng.integers(0, 256, 7, np.uint8),
+        rng.integers(0, 7, (5, 3)).astype(np.int32),
+    )  # fmt: skip
+    surface.write(tmp_path / "x.ply")
+    again = read_ply(tmp_path / "x.ply")
+    for name in ("points", "colors", "classes", "triangles"):
+        assert np.array_equal(getattr(again, name), getattr(surface, name)), name
+    o3d = pytest.importorskip("open3d", exc_type=ImportError)
+    others = o3d.t.io.read_triangle_mesh(str(tmp_path / "x.ply"))
+    assert np.array_equal(others.vertex.positions.numpy(), surface.points)
+    assert np.array_equal((255 * others.vertex.colors.numpy()).round(), surface.colors)
+    assert np.array_equal(others.triangle.indices.numpy(), surface.triangles)
+
+
+def test_a_cloud_is_where_the_walls_are():
+    pose = pose_at((2, 1.2, 1.5), 0.7)
+    image, depth, wall = look(pose)
+    small = cv2.resize(depth, (60, 45), interpolation=cv2.INTER_NEAREST_EXACT)
+    for found, ids in ((cloud(image, depth, wall.astype(np.uint8), CAMERA, 2.5), wall[depth <= 2.5]),):
+        world = found.points @ pose[:3, :3].T + pose[:3, 3]
+        away, nearest = distance_to_walls(world)
+        assert away.max() < 1e-4 and np.array_equal(found.classes, ids)
+        assert (nearest == ids).mean() > 0.99 and found.points[:, 2].max() <= 2.5
+    # The camera is of the full size, the picture of half of it.
+    world = cloud(image[::2, ::2], small, None, CAMERA, 9).points @ pose[:3, :3].T + pose[:3, 3]
+    assert distance_to_walls(world)[0].max() < 0.05
+
+
+def test_field_of_view():
+    camera = camera_of("", 90, 641, 481)
+    assert camera["fx"] == camera["fy"] == pytest.approx(320.5) and camera["cx"] == 320 and camera["cy"] == 240
+    assert camera_of("500,510,1,2", 90, 641, 481) == {"fx": 500, "fy": 510, "cx": 1, "cy": 2}
+
+
+@pytest.fixture(scope="module")
+def scan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The room as a data set with poses."""
+    folder = tmp_path_factory.mktemp("scan")
+    for name in ("rgb", "depth", "poses"):
+        (folder / name).mkdir()
+    lines = []
+    for number, pose in enumerate(POSES):
+        image, depth, _ = look(pose)
+        cv2.imwrite(str(folder / "rgb" / f"{number:03d}.png"), image[..., ::-1])
+        cv2.imwrite(str(folder / "depth" / f"{number:03d}.png"), (1000 * depth).round().astype(np.uint16))
+        np.savetxt(folder / "poses" / f"{number:03d}.txt", pose)
+        lines.append(f"rgb/{number:03d}.png\tdepth/{number:03d}.png")
+    (folder / "train.txt").write_text("\n".join(lines[:-4]))
+    (folder / "val.txt").write_text("\n".join(lines[-4:]))
+    (folder / "dataset.yaml").write_text(yaml.safe_dump({
+        "name": "room", "splits": {"train": "train.txt", "val": "val.txt"}, "columns": ["image", "depth"],
+        "depth": {"metres_per_unit": 0.001, "max": 10.0}, "camera": CAMERA, "poses": "poses",
+    }))  # fmt: skip
+    return folder
+
+
+def test_the_commands(scan_folder, trained, script, tmp_path):
+    pytest.importorskip("open3d", exc_type=ImportError)
+    output = tmp_path / "room.ply"
+    done = script("reconstruct.py", "--input", scan_folder, "--depth", "measured", "--voxel", 0.04, "--output", output)
+    assert done.returncode == 0, done.stderr
+    surface = read_ply(output)
+    assert np.percentile(distance_to_walls(surface.points)[0], 95) < 0.02
+    assert (tmp_path / "room_plan.png").is_file() and json.loads((tmp_path / "room.json").read_text())[
+        "pictures"
+    ] == len(POSES)
+    done = script("reconstruct.py", "--input", scan_folder, "--checkpoint", trained / "best.pt", "--voxel", 0.08,
+                  "--every", 8, "--compare", "--output", output)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "room.json").read_text())
+    assert 0 <= report["against_measured"]["f_score"] <= 1 and report["pictures"] == 8
+    assert "m2 seen from above" in done.stdout and "f_score" in done.stdout
+    done = script("reconstruct.py", "--input", scan_folder / "rgb" / "003.png", "--checkpoint", trained / "best.pt",
+                  "--fov", 70, "--max_depth", 50, "--output", tmp_path / "photo.ply")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = read_ply(tmp_path / "photo.ply")
+    assert len(found.points) == 120 * 90 and not len(found.triangles)
+    assert np.array_equal(found.colors, look(POSES[3])[0].reshape(-1, 3))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--input", "nowhere"), "nowhere: no such folder"), (("--output", "room.obj"), "should end in .ply"),
+    (("--voxel", 0), "above 0"), (("--input", "EMPTY"), "no poses in it"), (("--split", "test"), "no split 'test'"),
+], ids=str)  # fmt: skip
+def test_mistakes_get_one_line(scan_folder, script, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    arguments = [tmp_path / "empty" if item == "EMPTY" else item for item in arguments]
+    done = script(
+        "reconstruct.py", "--input", scan_folder, "--depth", "measured", "--output", tmp_path / "x.ply", *arguments
+    )
+    assert message in only_error_line(done)
+    assert not (tmp_path / "x.ply").exists()
+
+
+# ---------------------------------------------------------------------------------------------- scans
+
+
+def test_tum(tmp_path):
+    folder = tmp_path / "rgbd_dataset_freiburg1_desk"
+    folder.mkdir()
+    (folder / "rgb.txt").write_text("# color images\n# file\n1.00 rgb/a.png\n2.00 rgb/b.png\n3.00 rgb/c.png\n")
+    (folder / "depth.txt").write_text("1.01 depth/a.png\n3.30 depth/far.png\n")
+    half = np.sqrt(0.5)
+    (folder / "groundtruth.txt").write_text(
+        f"# tx ty tz qx qy qz qw\n0.99 1 2 3 0 0 0 1\n3.01 4 5 6 0 {half} 0 {half}\n"
+    )
+    scan = read_scan(folder)
+    assert scan.camera == TUM["freiburg1"] and scan.metres_per_unit == 1 / 5000
+    assert [shot.image.name for shot in scan.shots] == ["a.png", "c.png"], "b has no pose"
+    assert scan.shots[0].depth == folder / "depth" / "a.png" and scan.shots[1].depth is None
+    assert np.allclose(scan.shots[0].pose, [[1, 0, 0, 1], [0, 1, 0, 2], [0, 0, 1, 3], [0, 0, 0, 1]])
+    assert np.allclose(scan.shots[1].pose[:3, :3], [[0, 0, 1], [0, 1, 0], [-1, 0, 0]], atol=1e-12)
+
+
+def test_seven_scenes(tmp_path):
+    for number in (0, 5):
+        cv2.imwrite(str(tmp_path / f"frame-{number:06d}.color.png"), np.zeros((4, 5, 3), np.uint8))
+        cv2.imwrite(str(tmp_path / f"frame-{number:06d}.depth.png"), np.array([[1500, 65535, 0]], np.uint16))
+        np.savetxt(tmp_path / f"frame-{number:06d}.pose.txt", POSES[number])
+    scan = read_scan(tmp_path)
+    assert len(scan.shots) == 2 and np.allclose(scan.shots[1].pose, POSES[5])
+    assert np.allclose(scan.read_depth(scan.shots[0]), [[1.5, 0, 0]])
+
+
+def test_quaternions_turn():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        x, y, z, w = rng.normal(size=4)
+        turn = rotation(x, y, z, w)
+        assert np.allclose(turn @ turn.T, np.eye(3)) and np.linalg.det(turn) == pytest.approx(1)
+        assert np.allclose(turn @ [x, y, z], [x, y, z]), "the axis stays"
+        assert np.trace(turn) == pytest.approx(4 * w * w / (x * x + y * y + z * z + w * w) - 1)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("1 0 0", "not 4 x 4 numbers"), ("a" * 16, "not 4 x 4 numbers"), (" ".join(["nan"] * 16), "no rotation"),
+    ("2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", "no rotation"), ("-1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1", "no rotation"),
+    (None, "no such pose"),
+], ids=str)  # fmt: skip
+def test_bad_poses_are_named(scan_folder, tmp_path, text, message):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 5, 3), np.uint8))
+    (tmp_path / "all.txt").write_text("a.png")
+    values = yaml.safe_load((scan_folder / "dataset.yaml").read_text()) | {
+        "splits": {"all": "all.txt"}, "columns": ["image"], "poses": "."
+    }  # fmt: skip
+    values.pop("depth")
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(values))
+    if text is not None:
+        (tmp_path / "a.txt").write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        read_scan(tmp_path)
+    assert str(tmp_path / "a.txt") in str(caught.value)
+
+
+def test_real_frames_fit_together():
+    pytest.importorskip("open3d", exc_type=ImportError)
+    scan: Scan = read_scan(shared("data/redkitchen"), "val")
+    fusion = Fusion(0.04, most_m=4.0)
+    for shot in scan.shots[:-1:3]:
+        depth = scan.read_depth(shot)
+        fusion.add(np.zeros((*depth.shape, 3), np.uint8), depth, scaled_camera(scan.camera, *depth.shape), shot.pose)
+    surface = fusion.mesh()
+    last = scan.shots[-1]
+    depth = scan.read_depth(last)
+    seen = back_project(depth, scaled_camera(scan.camera, *depth.shape))[(depth > 0) & (depth < 3)]
+    points = seen[::97] @ last.pose[:3, :3].T + last.pose[:3, 3]
+    from scipy.spatial import cKDTree
+
+    away = cKDTree(surface.points).query(points)[0]
+    assert np.median(away) < 0.03, "a frame that was not fused lies on the surface of those that were"
