@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ from video import VIEWS, is_video, predict_video, video_name
 
 PIXELS_AT_ONCE = 2**25  # in memory between reading and writing: 100 images of 640x480, 2 of a large camera
 PIXELS_TO_SEE = 2**23
+AS_LONG_AS_IT_TAKES = timedelta(days=30)
 FEW = 30  # images, for which a back end that takes seconds to set up does not pay
 
 
@@ -233,9 +235,12 @@ def main() -> int:
         f"{who}{path} ({', '.join(predictor.tasks)}) in {predictor.backend.name} on {device}, "
         f"{len(jobs)} image{'s' if len(jobs) != 1 else ''}"
     )
-    failed = predict_files(predictor, left, few=len(images) < FEW)
-    earlier = f", {len(jobs) - len(left)} of an earlier run are there" if arguments.resume else ""
-    print(f"{who}{len(left) - failed} of {len(jobs)} images predicted{earlier}; look at {output}/*_overview.jpg")
+    with processes.together(torch.device("cpu"), AS_LONG_AS_IT_TAKES):
+        failed = predict_files(predictor, left, few=len(images) < FEW)
+        earlier = f", {len(jobs) - len(left)} of an earlier run are there" if arguments.resume else ""
+        line = f"{who}{len(left) - failed} of {len(jobs)} images predicted{earlier}; look at {output}/*_overview.jpg"
+        print(line, flush=True)
+        processes.wait()  # torchrun stops all others as soon as one returns that an image failed
     return 1 if failed else 0
 
 

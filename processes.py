@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -36,15 +37,18 @@ def is_main() -> bool:
 
 
 @contextlib.contextmanager
-def together(device: torch.device) -> Iterator[None]:
-    """Inside, the processes hear each other: NCCL between GPUs, gloo for what is on the CPU."""
+def together(device: torch.device, patience: timedelta | None = None) -> Iterator[None]:
+    """Inside, the processes hear each other: NCCL between GPUs, gloo for what is on the CPU.
+
+    Who waits longer than `patience` (torch's default: minutes) for another gives up.
+    """
     if count() == 1:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=fresh_store(), rank=rank(), world_size=count())
+    dist.init_process_group(backend, timeout=patience, store=fresh_store(), rank=rank(), world_size=count())
     yield
     dist.destroy_process_group()  # not after an error, where it would wait for the others
 

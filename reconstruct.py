@@ -163,8 +163,10 @@ def main() -> None:
     scan = read_scan(source, arguments.split)
     shots = scan.shots[::every]
     measured = arguments.depth == "measured"
-    if (measured or arguments.compare) and any(shot.depth is None for shot in shots):
-        raise ValueError(f"{source}: not all of its pictures have measured depth")
+    if measured or arguments.compare:
+        shots = [shot for shot in shots if shot.depth]
+        if not shots:
+            raise ValueError(f"{source}: none of its pictures has measured depth")
     report = reconstruct(scan, shots, None if measured else predictor, output, voxel_m, most_m)
     if arguments.compare:
         report["against_measured"] = compare(scan, shots, predictor, voxel_m, most_m)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -151,7 +152,8 @@ def _tum_list(path: Path) -> list[tuple[float, list[str]]]:
 
 
 def _nearest(entries: Sequence[tuple[float, list[str]]], moment: float) -> list[str] | None:
-    best = min(entries, key=lambda entry: abs(entry[0] - moment), default=None)
+    place = bisect.bisect(entries, moment, key=lambda entry: entry[0])
+    best = min(entries[max(0, place - 1) : place + 1], key=lambda entry: abs(entry[0] - moment), default=None)
     return best[1] if best and abs(best[0] - moment) <= TUM_APART else None
 
 

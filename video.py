@@ -154,7 +154,8 @@ class Newest:
         self.frame: Frame | None = None
         self.problem: Exception | None = None
         self.ended, self.dropped = False, 0
-        threading.Thread(target=self._read, daemon=True).start()
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
 
     def _read(self) -> None:
         try:
@@ -167,13 +168,17 @@ class Newest:
                     break
         except Exception as problem:
             self.problem = problem
-        self.stop()
-
-    def stop(self) -> None:
-        """No more frames: also for who waits for one."""
         with self.changed:
             self.ended = True
             self.changed.notify()
+
+    def stop(self) -> bool:
+        """No more frames, also for who waits for one. Returns whether the source is not being read any more."""
+        with self.changed:
+            self.ended = True
+            self.changed.notify()
+        self.thread.join(STREAM_WAIT)
+        return not self.thread.is_alive()
 
     def __iter__(self) -> Iterator[Frame]:
         while True:
@@ -275,7 +280,7 @@ def predict_video(
     calls, threads = 1 if newest or smoother else predictor.backend.concurrent(), torch.get_num_threads()
     if calls > 1:
         torch.set_num_threads(1)
-    count, began = 0, time.monotonic()
+    count, began, idle = 0, time.monotonic(), newest is None
 
     def predict(frame: Frame) -> dict[str, np.ndarray]:
         return predictor.batch([frame.image], smoother)[0]
@@ -295,7 +300,7 @@ def predict_video(
             predicted: deque[Future[dict[str, np.ndarray]]] = deque()
             written: deque[Future[None]] = deque()
             coming = reading.submit(next, incoming, None)
-            with contextlib.suppress(KeyboardInterrupt):
+            try:
                 while (frame := coming.result()) is not None and not 0 < seconds <= frame.seconds:
                     coming = reading.submit(next, incoming, None)
                     predicted.append(predicting.submit(predict, frame))
@@ -306,14 +311,17 @@ def predict_video(
                         written.popleft().result()
                     count += 1
                     bar.update()
-            if newest:
-                newest.stop()
+            except KeyboardInterrupt:
+                pass
+            finally:
+                idle = newest.stop() if newest else True
             for item in written:
                 item.result()
     except ValueError as problem:
         raise ValueError(f"{source}: {problem}") from None
     finally:
-        frames.close()
+        if idle:  # closed while another thread reads it, FFmpeg crashes
+            frames.close()
         torch.set_num_threads(threads)
     rate = count / (time.monotonic() - began)
     left_out = f", {newest.dropped} left out to stay with the newest" if newest else ""

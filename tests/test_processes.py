@@ -215,6 +215,7 @@ def test_a_folder_is_shared_out(in_two, script, torchrun, rooms_folder, tmp_path
     (tmp_path / "two" / "3_overview.jpg").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "two").iterdir()}
     done = torchrun(3, "inference.py", *options, tmp_path / "two", "--resume")
+    assert done.returncode and done.stdout.count("images predicted") == 3, done.stdout  # who fails waits for the others
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "two").iterdir()}
     assert after.keys() == one.keys()
     assert {name for name in after if after[name] != before.get(name)} == {name for name in one if name[0] == "3"}
