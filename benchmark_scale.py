@@ -13,9 +13,10 @@ import numpy as np
 
 from benchmark_predict import Reference
 from images import read_image
-from inference import Job, output_stems, predict_files, save_predictions
+from inference import Job, output_stems, predict_files
 from measure import Options, in_turn, some_tasks, spread, table
 from model import count_cost
+from predictor import save_predictions
 from tasks import TASKS
 from utils import whole_file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -180,6 +181,14 @@ def scaled_camera(camera: Mapping[str, float], height: int, width: int) -> dict[
         "fx": camera["fx"] * x, "fy": camera["fy"] * y,
         "cx": (camera["cx"] + 0.5) * x - 0.5, "cy": (camera["cy"] + 0.5) * y - 0.5,
     }  # fmt: skip
+
+
+def camera_with(fov: float, width: int, height: int) -> dict[str, float]:
+    """Intrinsics of frames of this size with a horizontal field of view in degrees. Raises ValueError."""
+    if not 0 < fov < 180:
+        raise ValueError(f"the field of view is {fov:g}; it must be between 0 and 180 degrees")
+    focal_px = width / 2 / math.tan(math.radians(fov / 2))
+    return {"fx": focal_px, "fy": focal_px, "cx": (width - 1) / 2, "cy": (height - 1) / 2}
 
 
 def normals_from_depth(depth: np.ndarray, camera: Mapping[str, float], residual: float = 0.01) -> np.ndarray:

@@ -24,7 +24,12 @@ INPUT = "image"
 METADATA_KEY = "joint-segmentation-depth"
 METADATA_VERSION = 1
 LEAST = 33  # pixels of an open side: the coarsest map then has 2, and torch.export takes a size of 1 for a constant
-OPTIONAL = {"av": "requirements-video.txt", "open3d": "requirements-3d.txt"}  # package -> what brings it
+OPTIONAL = {  # package -> what brings it
+    "av": "requirements-video.txt",
+    "open3d": "requirements-3d.txt",
+    "gradio": "requirements-app.txt",
+    "plotly": "requirements-app.txt",
+}
 SYSTEM = "on Debian: apt install libusb-1.0-0 libgl1 libegl1"  # for open3d
 
 

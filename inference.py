@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import math
 import os
 import sys
 import threading
@@ -37,31 +36,14 @@ from tqdm import tqdm
 import processes
 from backends import BACKENDS, FILES, fastest
 from config import Parser, convert
-from images import SAMPLE, Panel, count_pixels, find_images, read_image, side_by_side, write_jpeg
-from predictor import Predictor
-from tasks import Task
+from images import SAMPLE, count_pixels, find_images, read_image
+from predictor import Predictor, save_predictions
 from utils import check_sha256, newest_checkpoint, pick_device, run, setup_cpu
 from video import VIEWS, is_video, predict_video, video_name
 
 PIXELS_AT_ONCE = 2**25  # in memory between reading and writing: 100 images of 640x480, 2 of a large camera
-PIXELS_TO_SEE = 2**23
 AS_LONG_AS_IT_TAKES = timedelta(days=30)
 FEW = 30  # images, for which a back end that takes seconds to set up does not pay
-
-
-def save_predictions(
-    stem: Path, image: np.ndarray, tasks: Mapping[str, Task], predictions: Mapping[str, np.ndarray]
-) -> None:
-    """Writes STEM_task.png, STEM_task_color.jpg and STEM_overview.jpg."""
-    # Pictures for looking at need not have all pixels of a very large image.
-    step = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / PIXELS_TO_SEE))
-    panels: list[Panel] = [("image", image[::step, ::step], [])]
-    for name, task in tasks.items():
-        picture = task.draw(predictions[name][..., ::step, ::step])
-        panels.append((name, picture, task.legend(predictions[name])))
-        task.save(predictions[name], stem.with_name(f"{stem.name}_{name}.png"))
-        write_jpeg(stem.with_name(f"{stem.name}_{name}_color.jpg"), picture)
-    write_jpeg(stem.with_name(f"{stem.name}_overview.jpg"), side_by_side(panels))
 
 
 def output_stems(images: Sequence[Path], source: Path, output: Path) -> list[Path]:

@@ -6,6 +6,7 @@ result = predictor(image)                   # {"segmentation": (H, W) ids, "dept
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,8 +17,12 @@ from torch import Tensor
 from backends import Backend, open_backend
 from evaluate import predict_batch
 from geometry import resize_image
+from images import Panel, side_by_side, write_jpeg
 from model import Network, tasks_of
+from tasks import Task
 from utils import pick_device
+
+PIXELS_TO_SEE = 2**23
 
 Change = Callable[[Tensor, Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -92,3 +97,18 @@ class Predictor:
             {name: value[number] for name, value in arrays.items()}
             for number in range(len(next(iter(arrays.values()))))
         ]
+
+
+def save_predictions(
+    stem: Path, image: np.ndarray, tasks: Mapping[str, Task], predictions: Mapping[str, np.ndarray]
+) -> None:
+    """Writes STEM_task.png, STEM_task_color.jpg and STEM_overview.jpg."""
+    # Pictures for looking at need not have all pixels of a very large image.
+    step = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / PIXELS_TO_SEE))
+    panels: list[Panel] = [("image", image[::step, ::step], [])]
+    for name, task in tasks.items():
+        picture = task.draw(predictions[name][..., ::step, ::step])
+        panels.append((name, picture, task.legend(predictions[name])))
+        task.save(predictions[name], stem.with_name(f"{stem.name}_{name}.png"))
+        write_jpeg(stem.with_name(f"{stem.name}_{name}_color.jpg"), picture)
+    write_jpeg(stem.with_name(f"{stem.name}_overview.jpg"), side_by_side(panels))

@@ -12,7 +12,6 @@ class_id for each point; beside it lie NAME_plan.png and NAME.json with what the
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from backends import BACKENDS
 from config import Parser, convert
-from geometry import scaled_camera
+from geometry import camera_with, scaled_camera
 from images import SAMPLE, read_image, side_by_side, write_png
 from metrics import surface_metrics
 from plan import draw_plan, find_up, sample
@@ -45,10 +44,7 @@ def camera_of(text: str, fov: float, width: int, height: int) -> dict[str, float
         if len(values) != 4 or min(values[:2]) <= 0:
             raise ValueError(f"--camera {text}: expected fx,fy,cx,cy in pixels, fx and fy above 0")
         return dict(zip(("fx", "fy", "cx", "cy"), values, strict=True))
-    if not 0 < fov < 180:
-        raise ValueError(f"--fov is {fov:g}; it must be between 0 and 180 degrees")
-    focal = width / 2 / math.tan(math.radians(fov / 2))
-    return {"fx": focal, "fy": focal, "cx": (width - 1) / 2, "cy": (height - 1) / 2}
+    return camera_with(fov, width, height)
 
 
 def picture_to_cloud(predictor: Predictor, path: Path, camera: str, fov: float, most_m: float) -> Surface:
