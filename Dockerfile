@@ -1,8 +1,8 @@
 # Training and the web app in a container.
 #   docker build -t joint .                              # on CPUs
 #   docker build -t joint --build-arg DEVICE=cuda .      # on NVIDIA GPUs; docker run --gpus all
-#   docker run --rm -p 127.0.0.1:7860:7860 -v "$PWD/runs:/work/runs" joint                                # the web app
-#   docker run --rm --shm-size 4g -v "$PWD/runs:/work/runs" -v "$PWD/dataset:/work/dataset" joint train.py --run runs/a
+#   docker run --rm -p 127.0.0.1:7860:7860 -v "$PWD/runs:/joint/runs" joint                                # the web app
+#   docker run --rm --shm-size 4g -v "$PWD/runs:/joint/runs" -v "$PWD/dataset:/joint/dataset" joint train.py --run runs/a
 # The folders that are mounted must be writable for user 1000, or give --user "$(id -u)".
 FROM python:3.12-slim-bookworm
 
@@ -12,7 +12,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends libusb-1.0-0 libgl1 libegl1 libgomp1 \
     && rm -rf /var/lib/apt/lists/*
 
-WORKDIR /work
+WORKDIR /joint
 ARG DEVICE=cpu
 # PyPI's torch brings CUDA, 5 GB of it. Afterwards both fulfil requirements.txt.
 RUN case "$DEVICE" in \
@@ -24,7 +24,7 @@ RUN case "$DEVICE" in \
 COPY requirements*.txt ./
 RUN pip install --no-cache-dir -r requirements.txt -r requirements-deploy.txt -r requirements-video.txt \
         -r requirements-3d.txt -r requirements-app.txt
-RUN useradd --uid 1000 --create-home joint && install -d -o joint -g joint /work/runs /work/dataset /work/model
+RUN useradd --uid 1000 --create-home joint && install -d -o joint -g joint /joint/runs /joint/dataset /joint/model
 COPY --chown=1000:1000 . .
 USER 1000
 ENV HOME=/tmp PYTHONUNBUFFERED=1

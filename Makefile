@@ -1,11 +1,16 @@
 # make demo   trains, evaluates and shows the network on generated rooms: no GPU, no data set
 # make test   lint and tests, the same that CI runs
+# make media  the pictures of the README, from the networks named below
 # make fuzz   coverage-guided fuzzing of the readers, minutes
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+ROOMS ?= runs/demo/best.pt
+JOINT ?= runs/joint/best.pt
+INDOOR ?= runs/indoor/best.pt
+PHOTO ?= dataset/redkitchen/rgb/000297.jpg
 
-.PHONY: demo test quick fuzz audit clean
+.PHONY: demo test quick media fuzz audit clean
 
 demo: $(VENV)/installed
 	rm -rf runs/demo
@@ -23,6 +28,18 @@ test: $(VENV)/installed-dev
 quick: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/test_config.py tests/test_tasks.py tests/test_loss.py tests/test_metrics.py \
 		tests/test_geometry.py tests/test_train.py::test_train_evaluate_inference
+
+# JOINT, INDOOR: trained with configs/camvid_redkitchen.yaml, configs/replica_redkitchen.yaml. The notebook trains, too.
+media: $(VENV)/installed-dev
+	$(BIN)/python media.py architecture
+	$(BIN)/python inference.py --checkpoint $(ROOMS) --output predictions
+	cp predictions/sample_overview.jpg media/demo.jpg
+	$(BIN)/python media.py results --checkpoint $(JOINT) --data dataset/camvid dataset/redkitchen --frames 1
+	$(BIN)/python media.py results --checkpoint $(INDOOR) --data dataset/replica_office0 --name office
+	$(BIN)/python media.py surface --checkpoint $(INDOOR) --data dataset/redkitchen
+	$(BIN)/python media.py cloud --checkpoint $(INDOOR) --picture $(PHOTO)
+	$(BIN)/python media.py app --checkpoint $(INDOOR) --picture $(PHOTO)
+	$(BIN)/jupyter execute --inplace notebooks/quickstart.ipynb
 
 # A minute for each reader of files.
 fuzz: $(VENV)/installed-dev

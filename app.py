@@ -1,7 +1,7 @@
 """A page in the browser: drop a picture, see what everything is and how far away, turn it around, take the values.
 
     python app.py                                              # the networks of all runs, at http://127.0.0.1:7860
-    python app.py --checkpoints a/best.pt b.xml --port 8000    # these; .onnx and .xml files as well
+    python app.py --checkpoint a/best.pt b.xml --port 8000    # these; .onnx and .xml files as well
 
 For this machine only unless --host says otherwise. Pictures come from uploads and nowhere else, and nothing leaves the
 machine: the page loads nothing from outside. Needs requirements-app.txt.
@@ -12,6 +12,8 @@ from __future__ import annotations
 import html
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections import OrderedDict, deque
@@ -66,16 +68,21 @@ def shares(task: Task, ids: np.ndarray, depth: np.ndarray | None) -> list[list[s
     return rows
 
 
-def hover_plot(task: Task, depth: np.ndarray, names: np.ndarray | None) -> plotly.graph_objects.Figure:
-    """depth (H, W) metres in the colours of its task, names (H, W) of the classes: both appear under the pointer."""
+def hover_plot(
+    task: Task, depth: np.ndarray, ids: np.ndarray | None, classes: Sequence[str]
+) -> plotly.graph_objects.Figure:
+    """depth (H, W) metres in the colours of its task, ids (H, W) of the classes: both appear under the pointer."""
     import plotly.graph_objects as go
 
     step = -(-max(depth.shape) // HOVER_SIDE)
-    seen = depth[::step, ::step]
+    seen, names = depth[::step, ::step], None
+    if ids is not None:
+        names = np.array([html.escape(name) for name in classes] + [""] * (256 - len(classes)), object)
+        names = names[ids[::step, ::step]]
     # Near is red, as in the pictures that inference.py writes.
     heat = go.Heatmap(
         z=seen.round(3), dx=step, dy=step, zmin=0, zmax=task.max_m, colorscale="Turbo", reversescale=True,
-        colorbar={"title": "m", "thickness": 12}, text=None if names is None else names[::step, ::step],
+        colorbar={"title": "m", "thickness": 12}, text=names,
         hovertemplate=("" if names is None else "%{text}<br>") + "<b>%{z:.2f} m</b><extra></extra>",
     )  # fmt: skip
     figure = go.Figure(heat)
@@ -129,7 +136,7 @@ def cloud_plot(
 
 
 class Viewer:
-    """What the page calls: checkpoints {name: file}, all of them loaded when they are chosen."""
+    """What the page calls. checkpoints: {name: file}, each loaded when it is first chosen."""
 
     def __init__(
         self, checkpoints: Mapping[str, Path], folder: Path, backend: str, device: str, max_pixels: int
@@ -181,10 +188,7 @@ class Viewer:
         save_predictions(stem, image, tasks, found)
         metres = turn = None
         if depth is not None:
-            names = None
-            if ids is not None:
-                names = np.array([html.escape(text) for text in classes] + [""] * (256 - len(classes)), object)[ids]
-            metres = hover_plot(tasks["depth"], depth, names)
+            metres = hover_plot(tasks["depth"], depth, ids, classes)
             step = every_nth(height, width, FILE_POINTS)
             few, few_depth = image[::step, ::step], depth[::step, ::step]
             few_ids = None if ids is None else ids[::step, ::step]
@@ -272,14 +276,14 @@ def make_page(viewer: Viewer) -> gradio.Blocks:
                     )  # fmt: skip
                     turn = gradio.Plot(label="In 3D: drag to turn", elem_id="cloud")
         upload.async_move_resource_to_block_cache = uploads_only(upload.async_move_resource_to_block_cache)
-        hidden = {"api_visibility": "private"}
+        hidden = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "network"}
         inputs, outputs = [upload, name, domain, over, fov], [slider, metres, table, turn, files, line]
         page.load(choose, name, [domain, over], **hidden)
         name.change(choose, name, [domain, over], **hidden).then(look, inputs, outputs, **hidden)
         sample.click(lambda: str(SAMPLE), None, upload, **hidden)
         changes = [upload.change, domain.input, over.input, fov.release]
         gradio.on(changes, look, inputs, outputs, trigger_mode="always_last", **hidden)
-    return page.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
+    return page.queue(max_size=QUEUE, api_open=False)
 
 
 def find_checkpoints(given: Sequence[str]) -> dict[str, Path]:
@@ -291,14 +295,14 @@ def find_checkpoints(given: Sequence[str]) -> dict[str, Path]:
         files = [newest, *(path for path in others if path != newest)]
     for path in files:
         if not path.is_file():
-            raise FileNotFoundError(f"--checkpoints: {path}: no such file")
+            raise FileNotFoundError(f"--checkpoint: {path}: no such file")
     short = [path.parent.name if path.name == "best.pt" and path.parent.name else path.name for path in files]
     return {name if short.count(name) == 1 else str(path): path for name, path in zip(short, files, strict=True)}
 
 
 def main() -> None:
     parser = Parser(description="A page in the browser: segmentation, depth and a cloud of points of pictures.")
-    parser.add_argument("--checkpoints", nargs="+", default=[], metavar="FILE", help="default: best.pt of all runs")
+    parser.add_argument("--checkpoint", nargs="+", default=[], metavar="FILE", help="default: best.pt of all runs")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: this one only")
     parser.add_argument("--port", default="7860")
     parser.add_argument("--max_mb", default="20", help="of an uploaded file")
@@ -313,7 +317,8 @@ def main() -> None:
         raise ValueError("--port must be within 1 .. 65535, --max_mb and --max_pixels at least 1")
     require("gradio", "plotly")
     setup_cpu()
-    checkpoints = find_checkpoints(arguments.checkpoints)
+    checkpoints = find_checkpoints(arguments.checkpoint)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # not without deleting the uploads
     with tempfile.TemporaryDirectory(prefix="app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads and downloads: gone when the app ends
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -333,7 +338,10 @@ def main() -> None:
                 f"port {port} of {arguments.host} cannot be had ({problem}); choose another: --port"
             ) from None
         print(f"http://{arguments.host}:{port} ({', '.join(checkpoints)}); Ctrl-C ends it", flush=True)
-        page.block_thread()
+        try:
+            page.block_thread()
+        finally:
+            page.close()
 
 
 if __name__ == "__main__":

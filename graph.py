@@ -29,6 +29,7 @@ OPTIONAL = {  # package -> what brings it
     "open3d": "requirements-3d.txt",
     "gradio": "requirements-app.txt",
     "plotly": "requirements-app.txt",
+    "playwright": "requirements-dev.txt",
 }
 SYSTEM = "on Debian: apt install libusb-1.0-0 libgl1 libegl1"  # for open3d
 

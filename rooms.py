@@ -196,7 +196,7 @@ def write(
     with whole_folder(output) as part:
         for kind in KINDS:
             (part / kind).mkdir()
-        for _ in tqdm(_save_all(part, width, height, seed, numbers, workers), "rooms", len(numbers)):
+        for _ in tqdm(_save_all(part, width, height, seed, numbers, workers), "rooms", len(numbers), disable=None):
             pass
         _describe(part, numbers, train, width, height, seed)
 

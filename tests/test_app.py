@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -37,11 +38,12 @@ def test_shares_of_the_classes():
 
 def test_metres_under_the_pointer_are_those_of_their_pixels():
     depth = np.random.default_rng(0).random((481, 641)).astype(np.float32) * 8
-    names = np.where(depth > 4, "far", "near").astype(object)
-    heat = hover_plot(Depth(max_m=8.0), depth, names).data[0]
+    ids = np.where(depth > 4, 1, 2).astype(np.uint8)
+    heat = hover_plot(Depth(max_m=8.0), depth, ids, TASK.classes).data[0]
     assert heat.z.shape == (161, 214) and heat.dx == heat.dy == 3 and (heat.zmin, heat.zmax) == (0, 8)
     np.testing.assert_allclose(heat.z[100, 50], depth[300, 150], atol=5e-4)
-    assert heat.text[100, 50] == names[300, 150]
+    assert [heat.text[100, x] for x in range(214)] == ["a &lt; b" if d > 4 else "chair" for d in depth[300, ::3]]
+    assert hover_plot(Depth(max_m=8.0), depth, None, ()).data[0].text is None
 
 
 def test_the_cloud_has_the_points_of_each_class():
@@ -91,13 +93,13 @@ def test_a_network_of_one_task(missing, script, tiny_settings, tmp_path):
 
 
 def test_mistakes_get_one_line(script, trained, tmp_path):
-    assert "nothing.pt: no such file" in only_error_line(script("app.py", "--checkpoints", tmp_path / "nothing.pt"))
+    assert "nothing.pt: no such file" in only_error_line(script("app.py", "--checkpoint", tmp_path / "nothing.pt"))
     assert "--port must be" in only_error_line(script("app.py", "--port", 0))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = script("app.py", "--checkpoints", trained / "best.pt", "--port", port, "--backend", "eager")
+        done = script("app.py", "--checkpoint", trained / "best.pt", "--port", port, "--backend", "eager")
         assert f"port {port} of 127.0.0.1 cannot be had" in only_error_line(done)
 
 
@@ -113,9 +115,12 @@ def address(trained, tmp_path_factory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, ROOT / "app.py", "--checkpoints", trained / "best.pt", other, "--port", port,
+    command = [sys.executable, ROOT / "app.py", "--checkpoint", trained / "best.pt", other, "--port", port,
                "--backend", "eager", "--max_mb", 2, "--max_pixels", MAX_PIXELS]  # fmt: skip
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    kept = tmp_path_factory.mktemp("kept")
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(kept)}
+    )
     try:
         line = process.stdout.readline()
         assert line.startswith(f"http://127.0.0.1:{port} (trained, other)"), line
@@ -123,6 +128,7 @@ def address(trained, tmp_path_factory) -> Iterator[str]:
     finally:
         process.terminate()
         process.communicate(timeout=30)
+    assert not list(kept.glob("app-*")), "uploads are still there"
 
 
 @pytest.fixture

@@ -52,3 +52,12 @@ def test_each_configuration_says_how_it_was_measured():
         text = " ".join(head)
         assert f"python train.py --config configs/{file.name}" in text, file
         assert "Not measured here" in text or re.search(r"Measured 20\d\d-\d\d-\d\d", text), file
+
+
+def test_links_lead_somewhere_and_pictures_are_small():
+    for page in (ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    pictures = [path for path in (ROOT / "media").iterdir() if path.suffix in (".png", ".jpg", ".gif")]
+    assert all(f"media/{path.name}" in README or path.name == "sample.jpg" for path in pictures), pictures
+    assert sum(path.stat().st_size for path in pictures) < 1_500_000
