@@ -6,11 +6,13 @@
     python reconstruct.py --input dataset/redkitchen --split val --compare      # of both, and how far they are apart
 
 Folders with poses: data sets of this project, 7-Scenes, TUM RGB-D (scans.py). The PLY file has red, green, blue and
-class_id for each point; beside it lie NAME_plan.png and NAME.json with what the numbers mean.
+class_id for each point; beside that of a surface lie NAME_points.ply, the same points without triangles, NAME_plan.png,
+and NAME.json with what the numbers mean.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -104,6 +106,8 @@ def reconstruct(
     rate = len(shots) / (time.monotonic() - began)
     surface = fusion.mesh(views_of(shots))
     surface.write(output)
+    points = dataclasses.replace(surface, triangles=surface.triangles[:0])  # for programs that read clouds alone
+    points.write(output.with_name(f"{output.stem}_points.ply"))
     panel, areas = draw_plan(surface, find_up(surface, [shot.pose for shot in shots]), classes, colors)
     write_png(output.with_name(f"{output.stem}_plan.png"), side_by_side([panel]))
     print(f"{output}: {len(surface.points):,} points, {len(surface.triangles):,} triangles of {len(shots)} pictures, "

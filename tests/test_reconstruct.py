@@ -240,9 +240,10 @@ def test_the_commands(scan_folder, trained, script, tmp_path):
     assert done.returncode == 0, done.stderr
     surface = read_ply(output)
     assert np.percentile(distance_to_walls(surface.points)[0], 95) < 0.02
-    assert (tmp_path / "room_plan.png").is_file() and json.loads((tmp_path / "room.json").read_text())[
-        "pictures"
-    ] == len(POSES)
+    points = read_ply(tmp_path / "room_points.ply")
+    assert np.array_equal(points.points, surface.points) and not len(points.triangles) and len(surface.triangles)
+    report = json.loads((tmp_path / "room.json").read_text())
+    assert (tmp_path / "room_plan.png").is_file() and report["pictures"] == len(POSES)
     done = script("reconstruct.py", "--input", scan_folder, "--checkpoint", trained / "best.pt", "--voxel", 0.08,
                   "--every", 8, "--compare", "--output", output)  # fmt: skip
     assert done.returncode == 0, done.stderr
