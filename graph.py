@@ -184,7 +184,8 @@ def require(*packages: str) -> None:
             file = OPTIONAL.get(package, "requirements-deploy.txt")
             raise ValueError(f"{package} is not installed: pip install -r {file}") from None
         except ImportError as problem:  # it is there, but a library of the system is not
-            raise ValueError(f"{package} does not load: {problem}; {SYSTEM}") from None
+            hint = f"; {SYSTEM}" if package == "open3d" else ""
+            raise ValueError(f"{package} does not load: {problem}{hint}") from None
 
 
 def network_input(images: Tensor, signature: Signature) -> np.ndarray:

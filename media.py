@@ -46,14 +46,12 @@ VOXEL_M, MOST_M = 0.02, 5.0
 def draw_architecture(network: Network, size: tuple[int, int], path: Path) -> None:
     """The encoder's features, what the decoder does with them, and the heads; sizes for images of `size`."""
     require("matplotlib")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch
 
     encoder, decoder = network.encoder, network.decoder
-    figure, axes = plt.subplots(figsize=(11.5, 4.6))
+    figure = Figure((11.5, 4.6))
+    axes = figure.subplots()
     axes.set(xlim=(-1, 124), ylim=(-4, 46))
     axes.axis("off")
 
@@ -100,7 +98,6 @@ def draw_architecture(network: Network, size: tuple[int, int], path: Path) -> No
     axes.text(107, tops[0] - 10 * len(network.tasks) + 5, heads, ha="center", fontsize=8.5)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", pad_inches=0.05)
-    plt.close(figure)
 
 
 # ---------------------------------------------------------------------------------------------- results

@@ -123,7 +123,9 @@ class Camera:
         self.source = f"camera:{number}"
         if not number.isdecimal():
             raise ValueError(f"--input {self.source}: expected a number, such as camera:0")
+        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would say it in its own words
         self.capture = cv2.VideoCapture(int(number))
+        cv2.utils.logging.setLogLevel(level)
         if not self.capture.isOpened():
             raise ValueError(f"{self.source}: there is no such camera, or another program has it")
         self.rate = Fraction(round(self.capture.get(cv2.CAP_PROP_FPS)) or 30)
