@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 ROOMS ?= runs/demo/best.pt
 JOINT ?= runs/joint/best.pt
 INDOOR ?= runs/indoor/best.pt
-PHOTO ?= dataset/redkitchen/rgb/000297.jpg
+PHOTO ?= dataset/redkitchen/rgb/000675.jpg
 
 .PHONY: demo test quick media fuzz audit clean
 
