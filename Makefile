@@ -31,14 +31,14 @@ quick: $(VENV)/installed-dev
 
 # JOINT, INDOOR: trained with configs/camvid_redkitchen.yaml, configs/replica_redkitchen.yaml. The notebook trains, too.
 media: $(VENV)/installed-dev
-	$(BIN)/python media.py architecture
+	$(BIN)/python -m tools.readme_pictures architecture
 	$(BIN)/python inference.py --checkpoint $(ROOMS) --output predictions
 	cp predictions/sample_overview.jpg media/demo.jpg
-	$(BIN)/python media.py results --checkpoint $(JOINT) --data dataset/camvid dataset/redkitchen --frames 1
-	$(BIN)/python media.py results --checkpoint $(INDOOR) --data dataset/replica_office0 --name office
-	$(BIN)/python media.py surface --checkpoint $(INDOOR) --data dataset/redkitchen
-	$(BIN)/python media.py cloud --checkpoint $(INDOOR) --picture $(PHOTO)
-	$(BIN)/python media.py app --checkpoint $(INDOOR) --picture $(PHOTO)
+	$(BIN)/python -m tools.readme_pictures results --checkpoint $(JOINT) --data dataset/camvid dataset/redkitchen --frames 1
+	$(BIN)/python -m tools.readme_pictures results --checkpoint $(INDOOR) --data dataset/replica_office0 --name office
+	$(BIN)/python -m tools.readme_pictures surface --checkpoint $(INDOOR) --data dataset/redkitchen
+	$(BIN)/python -m tools.readme_pictures cloud --checkpoint $(INDOOR) --picture $(PHOTO)
+	$(BIN)/python -m tools.readme_pictures app --checkpoint $(INDOOR) --picture $(PHOTO)
 	$(BIN)/jupyter execute --inplace notebooks/quickstart.ipynb
 
 # A minute for each reader of files.

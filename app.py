@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from backends import BACKENDS
+from checkpoints import newest_checkpoint
 from config import Parser, convert
+from deploy.backends import BACKENDS
+from deploy.predictor import Predictor, save_predictions
 from geometry import camera_with
-from graph import require
 from images import SAMPLE, count_pixels, read_image
-from predictor import Predictor, save_predictions
-from surface import Surface, cloud
+from scene3d.fusion import Surface, cloud
 from tasks import Task
-from utils import newest_checkpoint, run, setup_cpu
+from utils import require, run, setup_cpu
 
 if TYPE_CHECKING:
     import gradio

@@ -15,15 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmark_predict import measure_backends, measure_networks
-from benchmark_scale import measure_folders, measure_growth, plot_growth
-from benchmark_train import measure_loop, measure_steps
-from benchmark_video import measure_videos
+from benchmarks.latency import measure_backends, measure_networks
+from benchmarks.scaling import measure_folders, measure_growth, plot_growth
+from benchmarks.timing import Options, conditions, some_tasks, width_and_height, write_json
+from benchmarks.training import measure_loop, measure_steps
+from benchmarks.video import measure_videos
 from config import Config, Parser, convert, make_config, read_yaml
-from graph import require
-from measure import Options, conditions, some_tasks, width_and_height, write_json
 from model import build_network, load_network
-from utils import pick_device, run, setup_cpu
+from utils import pick_device, require, run, setup_cpu
 
 ENCODERS = "mobilenetv2_paper,mobilenetv2_100,tf_efficientnet_lite0,resnet18,resnet34,resnet50,resnet101,resnet152"
 WHAT: dict[str, Callable[[Options, tuple[str, ...]], list[dict[str, object]]]] = {

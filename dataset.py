@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-import processes
+import distributed
 from config import Config
 from folders import Folder, Frame
 from geometry import fitted_size, random_view, resize_image, scaled_camera
@@ -254,8 +254,8 @@ class StepSampler:
                     index = self.pools[pool].frames[orders[pool][1][position]]
                     frames.append((turn, self.pools[pool].domain, int(index)))
             for batch in range(self.accumulate):
-                part = batch * processes.count() + processes.rank()
-                yield frames[part :: self.accumulate * processes.count()]
+                part = batch * distributed.count() + distributed.rank()
+                yield frames[part :: self.accumulate * distributed.count()]
 
 
 def group_by_shape(samples: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -285,14 +285,14 @@ def _loader(frames: Dataset, config: Config, pin: bool, **arguments: object) -> 
 
 def frames_of_step(config: Config) -> int:
     """In all processes together."""
-    return config.batch_size * config.accumulate * processes.count()
+    return config.batch_size * config.accumulate * distributed.count()
 
 
 def steps_per_epoch(mixture: Mixture, config: Config) -> int:
     """Steps that go through as many frames as all data sets have labelled. Raises ValueError when there are too few."""
     frames, labelled = frames_of_step(config), sum(len(pool.frames) for pool in mixture.pools())
     if labelled < frames:
-        several = {"batch_size": 1, "accumulate": config.accumulate, "processes": processes.count()}
+        several = {"batch_size": 1, "accumulate": config.accumulate, "processes": distributed.count()}
         setting = " x ".join(name for name, number in several.items() if number > 1 or name == "batch_size")
         raise ValueError(f"{setting} is {frames}, but the data set has {labelled} training frames with labels")
     return labelled // frames
@@ -324,5 +324,5 @@ def eval_loader(frames: Frames, config: Config, pin: bool = False) -> DataLoader
     """
     if not pin:
         config = dataclasses.replace(config, workers=0)
-    own = range(processes.rank(), len(frames), processes.count())
+    own = range(distributed.rank(), len(frames), distributed.count())
     return _loader(frames, config, pin, batch_size=config.batch_size, collate_fn=group_by_shape, sampler=own)

@@ -12,95 +12,20 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-import processes
-from backends import FILES, Backend, open_backend
-from config import Config, Parser, convert, make_config
-from dataset import Frames, eval_loader
-from folders import Folder, label_tasks, read_folder, read_list
-from geometry import resize_raw
-from metrics import Metrics, Protocol
-from model import Network, load_network, tasks_of
+import distributed
+from checkpoints import check_sha256, newest_checkpoint
+from config import Parser, convert, make_config
+from deploy.backends import Backend, open_network
+from folders import Folder, read_folder
+from metrics import Protocol
+from model import Network
 from tasks import Task
-from utils import autocast, check_sha256, newest_checkpoint, pick_device, pick_precision, run, setup_cpu, whole_file
-
-
-def predict_batch(
-    network: Network | Backend,
-    images: Tensor,
-    sizes: Mapping[str, tuple[int, int]],
-    scales: Iterable[float] = (1.0,),
-    mirror: bool = False,
-    tasks: Mapping[str, Task] | None = None,
-) -> dict[str, Tensor]:
-    """images (B, 3, H, W) uint8 -> {task: prediction (B, ...) at sizes[task]}.
-
-    With several scales, or mirrored as well, the scores of all views are averaged. `tasks` are those of a data set
-    (one of `network.domains`), by default the network's, with all classes.
-    """
-    scales = tuple(scales)
-    tasks = network.tasks if tasks is None else tasks
-    if scales == (1.0,) and not mirror:
-        return network.predict(images, sizes, tasks)
-    total: dict[str, Tensor] = {}
-    for scale in scales:
-        size = tuple(max(32, round(side * scale)) for side in images.shape[-2:])
-        scaled = images if scale == 1 else resize_raw(images / 255, size).clamp(0, 1)
-        for flipped in (False, True) if mirror else (False,):
-            raws = network(scaled.flip(-1) if flipped else scaled)
-            for name, task in tasks.items():
-                scores = task.undo(task.scores(task.select(raws[name]), sizes[name]), scale, flipped)
-                total[name] = total[name] + scores if name in total else scores
-    views = len(scales) * (2 if mirror else 1)
-    return {name: tasks[name].decide(scores / views) for name, scores in total.items()}
-
-
-@torch.inference_mode()
-def accumulate(
-    network: Network | Backend,
-    loader: DataLoader,
-    device: torch.device,
-    precision: torch.dtype = torch.float32,
-    protocol: Protocol = Protocol(),  # noqa: B008 - frozen
-    scales: Iterable[float] = (1.0,),
-    mirror: bool = False,
-    progress: bool = False,
-    tasks: Mapping[str, Task] | None = None,
-) -> dict[str, Metrics]:
-    """{task: metrics} of every frame of `loader` (`dataset.eval_loader`) at ground-truth size.
-
-    With several processes, over the frames of all their loaders. `tasks` are those of the loader's data set, by default
-    the network's, which must be in eval mode.
-    """
-    tasks = network.tasks if tasks is None else tasks
-    metrics = {name: task.metrics(protocol) for name, task in tasks.items()}
-    shown = progress and processes.is_main()
-    for batches in tqdm(loader, desc="evaluate", disable=None if shown else True, leave=False):
-        for batch in batches:
-            images = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last)
-            targets = {name: batch[name].to(device, non_blocking=True) for name in metrics}
-            sizes = {name: tuple(target.shape[-2:]) for name, target in targets.items()}
-            with autocast(device, precision):
-                predictions = predict_batch(network, images, sizes, scales, mirror, tasks)
-            for name, accumulator in metrics.items():
-                accumulator.update(predictions[name], targets[name])
-    mine, *others = processes.gather(metrics)
-    for theirs in others:
-        for name, item in mine.items():
-            item.merge(theirs[name])
-    return mine
-
-
-def values_of(metrics: Mapping[str, Metrics]) -> dict[str, float]:
-    """{"task/metric": value}"""
-    return {f"{task}/{name}": value for task, item in metrics.items() for name, value in item.compute().items()}
+from training.evaluation import Settings, evaluate_folder, pick_tasks
+from utils import pick_device, run, setup_cpu, whole_file
 
 
 def table(tasks: Mapping[str, Task], values: Mapping[str, float]) -> str:
@@ -115,66 +40,6 @@ def table(tasks: Mapping[str, Task], values: Mapping[str, float]) -> str:
         parts = {key.split("/", 1)[1]: value for key, value in mine.items() if "/" in key}
         lines += [f"    {key:20} {value:.4f}" for key, value in sorted(parts.items(), key=lambda item: -item[1])]
     return "\n".join(lines)
-
-
-def pick_tasks(network: Network | Backend, folder: Folder, path: Path, domain: str = "") -> dict[str, Task]:
-    """The tasks to evaluate on a data set: those of `domain`, or of the network's data set of the same name, of one
-    with the same classes, or all of the network's.
-
-    Raises ValueError when none has the data set's classes, or no task has labels there.
-    """
-    labelled = label_tasks(folder)
-    if not set(network.tasks) & set(labelled):
-        raise ValueError(f"{folder.root} has labels for {', '.join(labelled)}, {path} for {', '.join(network.tasks)}")
-    named = [network.domains[folder.name]] if folder.name in network.domains else []
-    choices = [*named, *network.domains.values(), network.tasks]
-    if domain:
-        choices = [tasks_of(network, domain, path)]
-    # Classes that a data set's labels use must be those that the network gives.
-    wanted = {name: section["classes"] for name, section in folder.sections.items() if "classes" in section}
-    for tasks in choices:
-        if all(name not in tasks or tasks[name].classes == classes for name, classes in wanted.items()):
-            return tasks
-    name, classes = next((name, classes) for name, classes in wanted.items() if name in network.tasks)
-    counts = " or ".join(dict.fromkeys(str(len(tasks[name].classes)) for tasks in choices))
-    raise ValueError(f"{folder.root}: its classes are not those of {path} ({len(classes)} and {counts})")
-
-
-def open_network(
-    path: Path, backend: str = "", device: torch.device | None = None, precision: str = "auto"
-) -> Network | Backend:
-    """A checkpoint's network as it was trained, or in a back end; a file of export.py is in one."""
-    if backend or path.suffix in FILES:
-        return open_backend(path, backend or "auto", device, precision)
-    return load_network(path)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How checkpoints are evaluated, from the command line."""
-
-    config: Config  # of the first checkpoint, with what the command line changes: machine, data, split
-    device: torch.device
-    protocol: Protocol
-    scales: tuple[float, ...]
-    mirror: bool
-
-
-def evaluate_folder(
-    network: Network | Backend, folder: Folder, split: str, tasks: Mapping[str, Task], settings: Settings
-) -> tuple[dict[str, float], int]:
-    """The metrics on a split of a data set, and its number of frames."""
-    # The size of the images is the network's own; the machine's settings are those of the command line.
-    config = dataclasses.replace(settings.config, long_side=network.config.long_side)
-    frames = Frames(folder, read_list(folder, split), tasks, config, train=False)
-    if isinstance(network, Network):
-        network = network.to(settings.device, memory_format=torch.channels_last)
-    precision = pick_precision(config.precision, settings.device)
-    metrics = accumulate(
-        network, eval_loader(frames, config, pin=settings.device.type == "cuda"), settings.device, precision,
-        settings.protocol, settings.scales, settings.mirror, progress=True, tasks=tasks,
-    )  # fmt: skip
-    return values_of(metrics), len(frames)
 
 
 def compare(
@@ -243,7 +108,7 @@ def main() -> None:
     arguments = parser.parse_args()
     setup_cpu()
     device = pick_device(arguments.device)
-    with processes.together(device):
+    with distributed.together(device):
         report(arguments, device)
 
 
@@ -274,7 +139,7 @@ def report(arguments: argparse.Namespace, device: torch.device) -> None:
         tasks = pick_tasks(network, folder, path, arguments.domain)
         values, count = evaluate_folder(network, folder, split, tasks, settings)
         results[folder.name] = folder, tasks, values
-        if not processes.is_main():
+        if not distributed.is_main():
             continue
         print(f"{path} on {count} frames of {folder.root} ({split})")
         print(table(tasks, values))
@@ -287,7 +152,7 @@ def report(arguments: argparse.Namespace, device: torch.device) -> None:
         )  # fmt: skip
     if singles:
         rows = compare(results.values(), singles, split, settings)
-        if not processes.is_main():
+        if not distributed.is_main():
             return
         mean = sum(row["change"] for row in rows) / len(rows)
         width = max(len(row["metric"]) for row in rows)

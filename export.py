@@ -22,18 +22,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends import Backend
+from checkpoints import file_sha256, newest_checkpoint
 from config import Parser, convert
 from dataset import Frames
-from evaluate import Settings, evaluate_folder, pick_tasks
+from deploy.backends import Backend
+from deploy.file_formats import FORMATS
+from deploy.signature import sign
 from folders import read_folder, read_list
-from formats import FORMATS
 from geometry import resize_image
-from graph import sign
 from images import SAMPLE, find_images, read_image
 from metrics import Protocol
 from model import Network, load_network, tasks_of
-from utils import file_sha256, newest_checkpoint, run, setup_cpu
+from training.evaluation import Settings, evaluate_folder, pick_tasks
+from utils import run, setup_cpu
 
 CHECKED = 8  # images
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from config import Config, convert, near, read_yaml
-from task import Task, check_keys
-from tasks import TASKS
+from tasks import TASKS, Task
+from tasks.base import check_keys
 
 TEACHER_FILE = "teacher.yaml"  # beside a teacher's label files: who it was, and its settings
 
@@ -71,7 +71,7 @@ def read_folder(path: str | Path, teacher_labels: str = "") -> Folder:
         raise FileNotFoundError(f"{root}: it has no dataset.yaml; dataset/README.md shows one")
     else:
         raise FileNotFoundError(
-            f"{root}: no such data set. Three ways to get one: `python rooms.py` generates furnished rooms; "
+            f"{root}: no such data set. Three ways to get one: `python prepare.py rooms` generates furnished rooms; "
             "`python prepare.py nyudv2 --download` fetches NYUDv2 (812 MB); or make a folder of your own images "
             "as dataset/README.md shows"
         )

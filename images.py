@@ -7,12 +7,12 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils import whole_file
 
@@ -143,52 +143,3 @@ def read_label(path: Path) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------- pictures
-
-
-def class_palette(count: int = 256) -> np.ndarray:
-    """(count, 3) uint8 colours by the bit pattern of PASCAL VOC's devkit (VOCcode/VOClabelcolormap.m)."""
-    ids = np.arange(count)
-    palette = np.zeros((count, 3), np.uint8)
-    for shift in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((ids >> channel) & 1) << (7 - shift)).astype(np.uint8)
-        ids = ids >> 3
-    return palette
-
-
-Panel = tuple[str, np.ndarray, list[tuple[str, tuple[int, int, int]]]]  # title, (H, W, 3) uint8, legend
-
-
-def side_by_side(panels: Sequence[Panel], lines: int = 0) -> np.ndarray:
-    """Pictures of one size in a row, each with its title and the entries of its legend below it.
-
-    `lines`: how many of text there are, whatever the legends need; 0: as many as they need.
-    """
-    height, width = panels[0][1].shape[:2]
-    size = max(10, round(min(width / 28, height / 12)))
-    font = ImageFont.load_default(size)
-    line, margin = round(1.5 * size), size // 2
-    drawings = []  # per panel: (x, y, text, colour of its box or None)
-    for title, _, legend in panels:
-        x, y = margin, margin // 2
-        drawing = [(x, y, title, None)]
-        x += round(font.getlength(title)) + size
-        for text, color in legend:
-            needed = round(font.getlength(text)) + size + margin
-            if x + needed > width:
-                x, y = margin, y + line
-            drawing.append((x, y, text, color))
-            x += needed + margin
-        drawings.append(drawing)
-    strip = (lines * line if lines else max(drawing[-1][1] for drawing in drawings) + line) + margin // 2
-    sheet = Image.new("RGB", (width * len(panels), height + strip), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, ((_, picture, _), drawing) in enumerate(zip(panels, drawings, strict=True)):
-        sheet.paste(Image.fromarray(picture), (column * width, 0))
-        for x, y, text, color in drawing:
-            left, top = column * width + x, height + y
-            if color is not None:
-                draw.rectangle((left, top + size // 4, left + size, top + size // 4 + size), fill=color, outline="gray")
-                left += size + margin
-            draw.text((left, top), text, fill="black", font=font)
-    return np.array(sheet)

@@ -6,20 +6,20 @@ and 40 classes + depth it is the network of that paper, 3,070,057 parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from checkpoints import CHECKPOINT_FORMAT, CHECKPOINT_VERSION, read_checkpoint, read_torch_file
 from config import Config, make_config, near, read_json
-from decoders import DECODERS, build_decoder, build_head, initialise_small
-from encoders import build_encoder, load_matching, read_weights
 from geometry import resize_raw
-from published import read_published
+from networks.decoders import DECODERS, build_decoder, build_head, initialise_small
+from networks.encoders import build_encoder, load_matching, read_weights
+from networks.paper_checkpoints import read_published
 from tasks import Task, tasks_from_plain
-from utils import CHECKPOINT_FORMAT, CHECKPOINT_VERSION, read_checkpoint, read_torch_file
 
 # ---------------------------------------------------------------------------------------------- network
 
@@ -187,3 +187,33 @@ def network_from_checkpoint(content: Mapping[str, object], path: Path) -> Networ
         raise ValueError(f"{path}: its weights are not named tensors")
     load_matching(network, content["network"], path)
     return network.eval()
+
+
+def predict_batch(
+    network: Network,
+    images: Tensor,
+    sizes: Mapping[str, tuple[int, int]],
+    scales: Iterable[float] = (1.0,),
+    mirror: bool = False,
+    tasks: Mapping[str, Task] | None = None,
+) -> dict[str, Tensor]:
+    """images (B, 3, H, W) uint8 -> {task: prediction (B, ...) at sizes[task]}.
+
+    With several scales, or mirrored as well, the scores of all views are averaged. `tasks` are those of a data set
+    (one of `network.domains`), by default the network's, with all classes.
+    """
+    scales = tuple(scales)
+    tasks = network.tasks if tasks is None else tasks
+    if scales == (1.0,) and not mirror:
+        return network.predict(images, sizes, tasks)
+    total: dict[str, Tensor] = {}
+    for scale in scales:
+        size = tuple(max(32, round(side * scale)) for side in images.shape[-2:])
+        scaled = images if scale == 1 else resize_raw(images / 255, size).clamp(0, 1)
+        for flipped in (False, True) if mirror else (False,):
+            raws = network(scaled.flip(-1) if flipped else scaled)
+            for name, task in tasks.items():
+                scores = task.undo(task.scores(task.select(raws[name]), sizes[name]), scale, flipped)
+                total[name] = total[name] + scores if name in total else scores
+    views = len(scales) * (2 if mirror else 1)
+    return {name: tasks[name].decide(scores / views) for name, scores in total.items()}

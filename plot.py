@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from config import Parser, convert, near
-from graph import require
-from utils import run, whole_file
+from utils import require, run, whole_file
 
 NOT_CURVES = {"kind", "step", "epoch"}
 Curve = dict[int, float]  # step -> value

@@ -1,5 +1,6 @@
 """Turns the official files of a data set into a folder that train.py reads, and checks such folders.
 
+python prepare.py rooms --workers 2                        # generated rooms with exact labels
 python prepare.py nyudv2 --download                        # fetches the public archive (812 MB) and unpacks it
 python prepare.py nyudv2 --archive hydranets-data-2.zip    # the same from a file
 python prepare.py nyudv2 --mat nyu_depth_v2_labeled.mat --splits splits.mat --class-map classMapping40.mat
@@ -20,12 +21,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import camvid
-import carvana
-import kitti
-import nyudv2
-from check import check_folder
 from config import Parser, near
+from rooms import generate
+from sources import camvid, carvana, kitti, nyudv2
+from sources.validate import check_folder
 from utils import run
 
 
@@ -33,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 when `check` found something."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {
+        "rooms": generate.command,
         "nyudv2": nyudv2.command,
         "kitti": kitti.command,
         "camvid": camvid.command,

@@ -14,24 +14,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from backends import BACKENDS
+from checkpoints import newest_checkpoint
 from config import Parser, convert
-from geometry import camera_with, scaled_camera
-from images import SAMPLE, read_image, side_by_side, write_png
+from deploy.backends import BACKENDS
+from deploy.predictor import Predictor
+from drawing import side_by_side
+from geometry import camera_with
+from images import SAMPLE, read_image, write_png
 from metrics import surface_metrics
-from plan import draw_plan, find_up, sample
-from predictor import Predictor
-from scans import Scan, Shot, read_scan
-from surface import Fusion, Surface, cloud
-from utils import newest_checkpoint, run, setup_cpu, whole_file
+from scene3d.floor_plan import draw_plan, find_up, sample
+from scene3d.fusion import Fusion, Surface, cloud, fuse, views_of
+from scene3d.posed_images import Scan, Shot, read_scan
+from utils import run, setup_cpu, whole_file
 
 POINTS = 200_000  # on each surface, to compare them
 
@@ -57,32 +55,6 @@ def picture_to_cloud(predictor: Predictor, path: Path, camera: str, fov: float, 
 
 
 # ---------------------------------------------------------------------------------------------- many
-
-
-def fuse(
-    scan: Scan, shots: Sequence[Shot], fusion: Fusion, predictor: Predictor | None, only_measured: bool = False
-) -> None:
-    """Adds the pictures with predicted depth and classes, or without a predictor with the camera's own depth.
-
-    `only_measured`: predicted depth counts where there is a measured one too.
-    """
-    for shot in tqdm(shots, unit="picture", disable=not sys.stderr.isatty()):
-        image, probabilities = read_image(shot.image), None
-        if predictor is None:
-            depth = scan.read_depth(shot)
-        else:
-            predictions, probabilities = predictor.with_probabilities(image, "segmentation")
-            depth = predictions["depth"]
-            if only_measured:
-                depth = np.where(scan.read_depth(shot) > 0, depth, 0)
-        if depth.shape != image.shape[:2]:
-            raise ValueError(f"{shot.depth}: its depth is not of the size of {shot.image}")
-        fusion.add(image, depth, scaled_camera(scan.camera, *depth.shape), shot.pose, probabilities)
-
-
-def views_of(shots: Sequence[Shot]) -> int:
-    """How many pictures must have seen what is part of the surface."""
-    return min(3, -(-len(shots) // 10))
 
 
 def compare(scan: Scan, shots: Sequence[Shot], predictor: Predictor, voxel_m: float, most_m: float) -> dict[str, float]:

@@ -31,8 +31,8 @@ from folders import TEACHER_FILE, Folder, Frame, read_folder, read_list, teacher
 from geometry import fitted_size, resize_image
 from images import read_image
 from model import Network, load_network, tasks_of
-from task import check_keys
 from tasks import TASKS
+from tasks.base import check_keys
 from utils import autocast, pick_device, pick_precision, run, setup_cpu, whole_file
 
 NEVER_TAUGHT = ("val", "test")  # splits whose frames a training is judged by

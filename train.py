@@ -10,13 +10,11 @@ A run folder holds config.yaml, log.jsonl (a line a report), TensorBoard events,
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from types import FrameType
 
@@ -26,36 +24,27 @@ import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import processes
-import rooms
+import distributed
 from config import Config, Parser, add_settings, near, plain
 from dataset import (
     Frames,
     Mixture,
     batches_of,
-    class_frequencies,
     eval_loader,
     frames_of_step,
     steps_per_epoch,
     train_loader,
 )
-from evaluate import accumulate, predict_batch, values_of
-from folders import label_tasks, make_domains, read_folder, read_list, refuse_shared_frames
-from images import side_by_side
-from model import Network, build_network, count_cost, freeze_batch_norm
-from optimize import Training, check_finite
-from resume import resume_run, start_run
-from tasks import Task, tasks_from_plain
-from utils import (
-    Log,
-    machine,
-    pick_device,
-    pick_precision,
-    run,
-    seed_everything,
-    setup_cpu,
-    whole_file,
-)
+from drawing import side_by_side
+from folders import label_tasks
+from model import Network, build_network, count_cost, freeze_batch_norm, predict_batch
+from tasks import Task
+from training.data import load_data
+from training.evaluation import accumulate, values_of
+from training.log import Log
+from training.resume import resume_run, start_run
+from training.step import Training, check_finite
+from utils import machine, pick_device, pick_precision, run, seed_everything, setup_cpu, whole_file
 
 # ---------------------------------------------------------------------------------------------- reports
 
@@ -108,50 +97,6 @@ def summary(training: Training, mixture: Mixture, val: Mapping[str, Frames], epo
 
 
 # ---------------------------------------------------------------------------------------------- training
-
-
-def load_data(
-    config: Config, resume: Mapping[str, object] | None
-) -> tuple[dict[str, Task], Mixture, dict[str, Frames]]:
-    """The tasks of the heads, the training frames, and each data set's validation frames.
-
-    The tasks are those of `config`, or of the checkpoint to resume.
-    """
-    if processes.is_main() and config.data == Config().data and not Path(next(iter(config.data))).exists():
-        print(f"{next(iter(config.data))} does not exist: generating it, once")
-        rooms.write(Path(next(iter(config.data))), workers=2)
-    processes.wait()
-    folders = [read_folder(path, config.teacher_labels) for path in config.data]
-    if config.teacher_labels and not any(folder.taught for folder in folders):
-        raise ValueError(
-            f"teacher_labels: no data set has labels in {config.teacher_labels}/: python teach.py makes them"
-        )
-    heads, domains = make_domains(folders, config)
-    if resume:
-        stored = {name: tasks_from_plain(tasks) for name, tasks in resume["domains"].items()}
-        if stored.keys() != domains.keys():
-            raise ValueError(f"data: {', '.join(domains)}, but the run was started with {', '.join(stored)}")
-        heads, domains = tasks_from_plain(resume["tasks"]), stored
-    train_lists = [read_list(folder, config.train_split, config.teacher_labels) for folder in folders]
-    val_lists = [read_list(folder, config.val_split) for folder in folders]
-    if config.val_split != config.train_split:  # who names one split for both wants to see what is learnt by heart
-        refuse_shared_frames(list(chain(*train_lists)), list(chain(*val_lists)))
-    parts, val = [], {}
-    for folder, train_list, val_list in zip(folders, train_lists, val_lists, strict=True):
-        part = Frames(folder, train_list, domains[folder.name], config, train=True)
-        if config.cache:
-            part.decode_all()
-        if config.class_weights == "log" and not resume:
-            for number, (name, task) in enumerate(part.tasks.items()):
-                labelled = any(part.weights(index)[number] for index in range(len(part)))
-                if labelled and hasattr(task, "class_weights"):
-                    weights = 1 / np.log(1.02 + class_frequencies(part, task))
-                    part.tasks[name] = dataclasses.replace(task, class_weights=tuple(weights.tolist()))
-        parts.append(part)
-        val[folder.name] = Frames(folder, val_list, part.tasks, config, train=False)
-        if config.cache:
-            val[folder.name].decode_all()
-    return heads, Mixture(parts, list(config.data.values())), val
 
 
 def evaluate_all(
@@ -214,7 +159,7 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
     training = Training(network, config, device, precision, total)
     if resume:
         training.restore(resume, folder / "last.pt")
-    if processes.is_main():
+    if distributed.is_main():
         for part in folder.glob(".*.tmp"):  # a checkpoint in whose writing the run was killed
             part.unlink()
         print(f"run       {folder}\n{summary(training, mixture, val, epoch_steps)}", flush=True)
@@ -227,7 +172,7 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
         network.encoder.compile()
         network.decoder.compile()
 
-    log = Log(folder if processes.is_main() else None, total, first_step)
+    log = Log(folder if distributed.is_main() else None, total, first_step)
     if not resume:
         training.save(folder / "last.pt", resumable=True)  # so that --resume works from the first step on
     stop = StopRequest()
@@ -251,7 +196,7 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
         # Report
         epoch_ended, epoch = done % epoch_steps == 0, done // epoch_steps
         late = config.save_minutes and time.monotonic() - saved_at > 60 * config.save_minutes
-        due, stopping = processes.highest([bool(late) and processes.is_main(), stop.requested])
+        due, stopping = distributed.highest([bool(late) and distributed.is_main(), stop.requested])
         if done % config.log_every == 0 or epoch_ended or due or stopping:
             check_finite(pending)
         if done % config.log_every == 0 or done == total:
@@ -272,7 +217,7 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
             training.end_epoch()
         if epoch_ended and (epoch % config.eval_every == 0 or epoch == config.epochs):
             began = time.monotonic()
-            processes.as_in_main(training.evaluated)  # batch norm's statistics differ
+            distributed.as_in_main(training.evaluated)  # batch norm's statistics differ
             training.metrics, charts = evaluate_all(training.evaluated, val_loaders, device, precision)
             if best_name not in training.metrics:
                 raise ValueError(f"best_metric: the split {config.val_split!r} has no labels for {best_name!r}")
@@ -281,7 +226,7 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
             log.metrics(done, title, training.metrics, list(headlines))
             for name, chart in charts.items():
                 log.picture(done, f"val/{name}", chart)
-            for name, frames in val.items() if processes.is_main() else ():
+            for name, frames in val.items() if distributed.is_main() else ():
                 for index in range(min(3, len(frames))):
                     picture = validation_picture(training.evaluated, frames, index, device)
                     log.picture(done, f"val/{name}/{index}", picture)
@@ -296,11 +241,11 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
             saved_at = time.monotonic()
             if stopping and done < total:
                 log.close()
-                if processes.is_main():
+                if distributed.is_main():
                     print(f"stopped after step {done}; go on with: python train.py --resume {folder}")
                 sys.exit(128 + stopping)
     log.close()
-    if processes.is_main():
+    if distributed.is_main():
         print(f"best {best_name} {training.best:.4f}, in {folder / 'best.pt'}")
 
 
@@ -343,7 +288,7 @@ def main() -> None:
     parser.add_argument("--resume", metavar="FOLDER", help="go on with this run")
     arguments = parser.parse_args()
     folder, config, content = start_run(arguments) if not arguments.resume else resume_run(arguments)
-    with processes.together(pick_device(config.device)):
+    with distributed.together(pick_device(config.device)):
         train(config, folder, content)
 
 

@@ -5,33 +5,24 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import hashlib
-import json
+import importlib
 import multiprocessing
 import os
-import pickle
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-import processes
+import distributed
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-
-CHECKPOINT_FORMAT = "joint-segmentation-depth"
-CHECKPOINT_VERSION = 1
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -77,7 +68,7 @@ def _fail(message: str) -> None:
     if message.startswith("Caught ") and "Traceback" in message:
         # An error of a loader process comes with its traceback, whose last line is the error.
         message = message.strip().splitlines()[-1].partition(": ")[2]
-    who = "" if processes.is_main() else f"process {processes.rank()}: "
+    who = "" if distributed.is_main() else f"process {distributed.rank()}: "
     print(f"error: {who}{' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
@@ -218,133 +209,29 @@ def whole_folder(output: Path) -> Iterator[Path]:
 # ---------------------------------------------------------------------------------------------- log
 
 
-class Log:
-    """log.jsonl, TensorBoard, and a progress bar, or lines where nobody watches one.
-
-    Without a folder it keeps silent, as in all processes but the main one.
-    """
-
-    def __init__(self, folder: Path | None, total: int, first: int) -> None:
-        self.file = (folder / "log.jsonl").open("a") if folder else None
-        self.board = SummaryWriter(str(folder)) if folder else None
-        watched = folder and sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=first, unit="batch", disable=not watched, dynamic_ncols=True)
-        self.total, self.reports = total, 0
-
-    def _write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        try:
-            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-            self.file.flush()
-            for name, value in values.items():
-                self.board.add_scalar(f"{kind}/{name}", value, step)
-        except OSError as problem:
-            raise OSError(f"{self.file.name}: the log could not be written ({problem.strerror})") from None
-
-    def losses(self, step: int, losses: Mapping[str, float], others: Mapping[str, float]) -> None:
-        if not self.file:
-            return
-        self._write("train", step, {**losses, **others})
-        shown = {name: f"{value:.3f}" for name, value in losses.items()}
-        shown["images/s"] = f"{others['images_per_s']:.1f}"
-        shown["waiting for data"] = f"{others['waiting_for_data']:.0%}"
-        self.bar.set_postfix(shown)
-        if self.bar.disable and self.reports % 10 == 0:
-            print(
-                f"batch {step}/{self.total}  " + "  ".join(f"{name} {value}" for name, value in shown.items()),
-                flush=True,
-            )
-        self.reports += 1
-
-    def metrics(self, step: int, title: str, metrics: Mapping[str, float], headlines: Sequence[str]) -> None:
-        if not self.file:
-            return
-        self._write("val", step, metrics)
-        self.bar.write(f"{title}  " + "  ".join(f"{name} {metrics[name]:.4f}" for name in headlines if name in metrics))
-        sys.stdout.flush()
-
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """image (H, W, 3) uint8"""
-        if self.board:
-            self.board.add_image(name, image, step, dataformats="HWC")
-
-    def close(self) -> None:
-        for part in (self.bar, self.board, self.file):
-            if part is not None:
-                part.close()
-
-
 # ---------------------------------------------------------------------------------------------- checkpoints
 
 
-def save_checkpoint(path: Path, content: dict[str, object]) -> None:
-    """Writes `content` (plain types and tensors) with our format mark, whole or not at all."""
-    with whole_file(path) as temporary:
+OPTIONAL = {  # package -> what brings it
+    "av": "requirements-video.txt",
+    "open3d": "requirements-3d.txt",
+    "gradio": "requirements-app.txt",
+    "plotly": "requirements-app.txt",
+    "playwright": "requirements-dev.txt",
+}
+
+
+SYSTEM = "on Debian: apt install libusb-1.0-0 libgl1 libegl1"  # for open3d
+
+
+def require(*packages: str) -> None:
+    """Raises ValueError that says what to install."""
+    for package in packages:
         try:
-            torch.save({"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, **content}, temporary)
-        except RuntimeError:  # torch's archive writer does not say why; most often the disk is full
-            free = shutil.disk_usage(path.parent).free / 2**20
-            what = f"{path}: could not be written, what was there stays; {free:.0f} MiB are free on its disk"
-            raise OSError(what) from None
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def check_sha256(path: Path, expected: str) -> None:
-    """Raises ValueError when the file is another than the one with this check sum; "" checks nothing."""
-    if expected and path.is_file() and (found := file_sha256(path)) != expected.lower():
-        raise ValueError(f"--sha256: {path} has {found}, which is not the given one: it is another file, or damaged")
-
-
-def read_torch_file(path: Path) -> object:
-    """A file of torch.save, on the CPU. Code in it is never run. Raises FileNotFoundError or ValueError."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a file in it, such as {path / 'best.pt'}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # torch does not look at the check sums of the archive.
-            if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():
-                raise ValueError(f"{path}: not a checkpoint, or damaged")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as problem:
-        # torch's words for a file that names functions or classes, which weights never need.
-        if "global" in str(problem).lower():
-            raise ValueError(f"{path}: it holds code or objects besides weights, and is not loaded") from None
-        raise ValueError(f"{path}: not a checkpoint, or damaged") from None
-    except PermissionError:
-        raise ValueError(f"{path}: not allowed to read it") from None
-    except MemoryError:
-        raise
-    except Exception:  # torch's readers raise what their parsing of a damaged archive stumbles over, even struct.error
-        raise ValueError(f"{path}: not a checkpoint, or damaged") from None
-
-
-def read_checkpoint(path: Path) -> dict[str, object]:
-    """What `save_checkpoint` wrote. Raises FileNotFoundError or ValueError."""
-    content = read_torch_file(path)
-    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
-        raise ValueError(f"{path}: not a checkpoint of this project")
-    if content.get("version") != CHECKPOINT_VERSION:
-        version = content.get("version")
-        raise ValueError(f"{path}: checkpoint version {version!r}, but this code reads {CHECKPOINT_VERSION}: update it")
-    missing = {"config", "tasks", "network", "metrics", "step"} - content.keys()
-    if missing:
-        raise ValueError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
-    return content
-
-
-def newest_checkpoint(runs: Path = Path("runs")) -> Path:
-    """best.pt of the run that was written last, or its last.pt."""
-    found = sorted(runs.glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(f"no run in {runs}/: train one (python train.py) or give --checkpoint")
-    best = found[-1].with_name("best.pt")
-    return best if best.is_file() else found[-1]
+            importlib.import_module(package)
+        except ModuleNotFoundError:
+            file = OPTIONAL.get(package, "requirements-deploy.txt")
+            raise ValueError(f"{package} is not installed: pip install -r {file}") from None
+        except ImportError as problem:  # it is there, but a library of the system is not
+            hint = f"; {SYSTEM}" if package == "open3d" else ""
+            raise ValueError(f"{package} does not load: {problem}{hint}") from None

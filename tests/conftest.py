@@ -39,10 +39,10 @@ def _same_random_numbers() -> None:
 @pytest.fixture(scope="session")
 def rooms_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 training and 4 validation rooms of 96x72."""
-    import rooms
+    from rooms import generate
 
     folder = tmp_path_factory.mktemp("data") / "rooms"
-    rooms.write(folder, train=12, val=4, width=96, height=72, seed=3)
+    generate.write(folder, train=12, val=4, width=96, height=72, seed=3)
     return folder
 
 
@@ -51,15 +51,17 @@ Script = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def script() -> Script:
-    """script("train.py", "--epochs", 2, cwd=...) runs it as a user would and returns what it printed."""
+    """script("train.py", "--epochs", 2, cwd=...) runs it as a user would and returns what it printed.
+
+    A module of a folder has its dotted name."""
 
     def call(
         name: str, *arguments: object, cwd: Path | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-        return subprocess.run(
-            command, cwd=cwd or ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
-        )
+        start = [str(ROOT / name)] if name.endswith(".py") else ["-m", name]
+        command = [sys.executable, *start, *map(str, arguments)]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        return subprocess.run(command, cwd=cwd or ROOT, env=env, capture_output=True, text=True, timeout=300)
 
     return call
 

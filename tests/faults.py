@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 
-import rooms
-from utils import read_checkpoint
+from checkpoints import read_checkpoint
+from rooms import generate
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
@@ -281,7 +281,7 @@ FAULTS = {
 def prepare(folder: Path) -> tuple[Path, Path]:
     """A small data set, and a run on it that meets no fault."""
     data, whole = folder / "rooms", folder / "whole"
-    rooms.write(data, train=12, val=4, width=96, height=72, seed=3)
+    generate.write(data, train=12, val=4, width=96, height=72, seed=3)
     done = finish(start("--data", data, *options(), "--run", whole))
     assert done.returncode == 0, done.stderr
     return data, whole

@@ -18,11 +18,11 @@ import atheris
 import torch
 
 with atheris.instrument_imports(include=["config", "folders", "task", "tasks", "utils", "model"]):
+    from checkpoints import CHECKPOINT_FORMAT, CHECKPOINT_VERSION
     from config import Config, make_config, parse_yaml, plain
     from folders import Folder, parse_line, read_folder, read_list
     from model import load_network
     from tasks import Depth, tasks_to_plain
-    from utils import CHECKPOINT_FORMAT, CHECKPOINT_VERSION
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 SMALL = Config(encoder="mobilenetv3_small_050", decoder_width=8, crp_stages=1, tasks=("depth",))

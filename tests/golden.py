@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from test_model import settings, tasks
 
-import rooms
 from metrics import DepthMetrics, NormalMetrics, Protocol, SegmentationMetrics
 from model import build_network
+from rooms import generate
 
 FILE = Path(__file__).with_name("golden.json")
 
@@ -26,7 +26,7 @@ def summary(values: np.ndarray) -> list[float]:
 
 
 def room(seed: int, index: int) -> dict[str, list[float]]:
-    frame = rooms.render(seed, index, 96, 72)
+    frame = generate.render(seed, index, 96, 72)
     found = {name: summary(getattr(frame, name)) for name in ("image", "depth", "normals")}
     shares = np.bincount(frame.segmentation.ravel(), minlength=40)[:40] / frame.segmentation.size
     return found | {"classes": shares.tolist()}
@@ -55,7 +55,7 @@ def forward(encoder: str) -> dict[str, list[float]]:
     """Of a network with random weights, in double precision: what is left differs by 1e-12 from machine to machine."""
     torch.manual_seed(0)
     network = build_network(settings(encoder, decoder_width=16), tasks(6, normals=True)).eval().double()
-    image = torch.from_numpy(rooms.render(1, 0, 96, 72).image).permute(2, 0, 1)[None]
+    image = torch.from_numpy(generate.render(1, 0, 96, 72).image).permute(2, 0, 1)[None]
     with torch.inference_mode():
         outputs = network(image)
         scaled = {name: value / value.abs().max() for name, value in outputs.items()}

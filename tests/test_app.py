@@ -20,7 +20,7 @@ from conftest import ROOT, SHARED, only_error_line
 from PIL import Image
 
 from app import CLOUD_POINTS, Viewer, cloud_plot, find_checkpoints, hover_plot, shares
-from surface import Surface
+from scene3d.fusion import Surface
 from tasks import Depth, Segmentation
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

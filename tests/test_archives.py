@@ -13,7 +13,7 @@ from conftest import Script, only_error_line, only_holds, write_zip
 from official import archives
 
 import prepare
-from archives import Source
+from sources.archives import Source
 
 COMMANDS = ["kitti", "camvid", "carvana"]
 

@@ -17,13 +17,14 @@ from PIL import Image
 from test_model import settings, tasks
 from torch import nn
 
-import backends
 import inference
-from backends import BACKENDS, Backend, open_backend
-from graph import Signature, sign, simplified
+from deploy import backends
+from deploy.backends import BACKENDS, Backend, open_backend
+from deploy.folding import simplified
+from deploy.predictor import Predictor
+from deploy.signature import Signature, sign
 from images import read_image
 from model import Network, build_network, load_network
-from predictor import Predictor
 from tasks import tasks_to_plain
 
 FAST = [name for name, kind in BACKENDS.items() if name not in ("compile", "cudagraph", "tensorrt")]
@@ -217,7 +218,7 @@ import faulthandler, signal, sys
 faulthandler.enable()  # as pytest does: signals get a stack of their own
 import torch
 from test_backends import trained_like
-from backends import open_backend
+from deploy.backends import open_backend
 network, image = trained_like("resnet18", decoder_width=16), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
 first, second = (open_backend(network, "openvino") for _ in range(2))
 first(image), second(image)

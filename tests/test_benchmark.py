@@ -11,12 +11,12 @@ from conftest import ROOT, only_error_line
 from test_model import settings, tasks
 from torch import nn
 
-import benchmark_scale
-from benchmark_predict import Reference
-from benchmark_scale import Point, growing, measure_growth, plot_growth
-from measure import Options, in_turn, traffic
+from benchmarks import scaling
+from benchmarks.latency import Reference
+from benchmarks.scaling import Point, growing, measure_growth, plot_growth
+from benchmarks.timing import Options, in_turn, traffic
+from deploy.predictor import Predictor
 from model import build_network
-from predictor import Predictor
 
 
 def test_the_table_of_networks(script):
@@ -56,7 +56,7 @@ def test_a_video(script, trained):
 def test_growth(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     few = {"size": {"64x64": Point(64, 64), "96x64": Point(96, 64)}, "tasks": {"3": Point(64, 64, classes=5, tasks=3)}}
-    monkeypatch.setattr(benchmark_scale, "growing", lambda options: few)
+    monkeypatch.setattr(scaling, "growing", lambda options: few)
     monkeypatch.chdir(ROOT)
     options = Options(64, 64, 5, (1,), "auto", 1, torch.device("cpu"), None, (), 0, ())
     results = measure_growth(options, ("mobilenetv2_paper",))

@@ -22,10 +22,10 @@ from official import (
     unpack,
 )
 
-import camvid
 import prepare
 from folders import read_folder
 from images import read_image
+from sources import camvid
 
 CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "cyclist")
 # CamVid's label_colors.txt; the class of SegNet's eleven that each belongs to.

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from charts import BAR, BLUE, bars, confusion
+from drawing import BAR, BLUE, bars, confusion
 from metrics import Protocol
 from tasks import Segmentation
 

@@ -15,8 +15,8 @@ from PIL import Image
 from config import Config, make_config
 from dataset import Frames, Mixture, StepSampler, eval_loader, steps_per_epoch, train_loader
 from folders import make_domains, make_tasks, read_folder, read_list
-from geometry import View, fitted_size, random_view, resize_image
-from tasks import NO_CLASS, Depth, Normals, Segmentation, unit
+from geometry import View, fitted_size, random_view, resize_image, unit
+from tasks import NO_CLASS, Depth, Normals, Segmentation
 
 PLAIN = make_config({"long_side": 0, "color": 0, "workers": 0, "crop": "64,80", "zoom": "1,1", "mirror": False}, "test")
 SEGMENTATION = Segmentation(classes=tuple("abcdefgh"), colors=((0, 0, 0),) * 8)
@@ -305,7 +305,7 @@ def test_a_wrong_file_is_named(rooms_folder, tmp_path, kind):
 def test_missing_data_says_how_to_get_some(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         read_folder(tmp_path / "nyud")
-    for way in ("rooms.py", "prepare.py nyudv2", "dataset/README.md"):
+    for way in ("prepare.py rooms", "prepare.py nyudv2", "dataset/README.md"):
         assert way in str(caught.value)
 
 

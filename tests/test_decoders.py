@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import loss
 from config import make_config
-from decoders import DECODERS, LightWeightRefineNet, UNet, build_decoder, build_head, fit, initialise_small
-from encoders import PaperMobileNetV2, UNetEncoder, build_encoder
 from model import build_network
+from networks.decoders import DECODERS, LightWeightRefineNet, UNet, build_decoder, build_head, fit, initialise_small
+from networks.encoders import PaperMobileNetV2, UNetEncoder, build_encoder
 from tasks import Depth, Segmentation
 
 SIZES = ((97, 131), (33, 47), (64, 96))

@@ -16,13 +16,13 @@ import torch
 import yaml
 from conftest import only_error_line, start, wait_for
 
+from checkpoints import read_checkpoint
 from config import Config, make_config
 from dataset import Frames, Mixture, Pool, StepSampler
 from folders import make_domains, read_folder, read_list
 from model import build_network
-from optimize import Training
 from tasks import Depth, Segmentation
-from utils import read_checkpoint
+from training.step import Training
 
 GREY = (9, 9, 9)
 

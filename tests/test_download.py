@@ -14,9 +14,9 @@ import pytest
 from conftest import only_holds, write_zip
 from test_nyudv2 import archive_content
 
-import download
 import prepare
 from folders import read_folder, read_list
+from sources import download
 
 COMMAND = "python prepare.py nyudv2 --archive FILE"
 

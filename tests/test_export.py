@@ -11,12 +11,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_model import settings, tasks
 
-from backends import open_backend
-from formats import write_torch
-from graph import network_input, sign
+from deploy.backends import open_backend
+from deploy.file_formats import write_torch
+from deploy.predictor import Predictor
+from deploy.signature import network_input, sign
 from images import read_image
 from model import build_network, load_network
-from predictor import Predictor
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

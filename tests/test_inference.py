@@ -9,12 +9,12 @@ from conftest import ROOT, only_error_line
 from PIL import Image
 
 import images
-from evaluate import predict_batch
+from deploy.image_folder import output_stems
+from deploy.predictor import Predictor
+from drawing import side_by_side
 from geometry import fitted_size
-from images import find_images, read_image, side_by_side
-from inference import output_stems
-from model import load_network
-from predictor import Predictor
+from images import find_images, read_image
+from model import load_network, predict_batch
 
 RAMP = np.linspace(0, 255, 60 * 80).reshape(60, 80)
 

@@ -24,9 +24,9 @@ from official import (
     unpack,
 )
 
-import kitti
 import prepare
 from images import read_image
+from sources import kitti
 
 # Label id -> train id, as cityscapesScripts' labels.py has them; all others have 255.
 TRAIN_IDS = {

@@ -10,8 +10,10 @@ from conftest import only_error_line
 from PIL import Image
 
 from geometry import camera_with
-from media import SURFACE_SIZE, look_at, on_white, render, splat
-from surface import Surface
+from scene3d.fusion import Surface
+from tools.readme_pictures import SURFACE_SIZE, look_at, on_white, render, splat
+
+PICTURES = "tools.readme_pictures"
 
 
 def square(turned: bool = False) -> Surface:
@@ -61,24 +63,24 @@ def test_a_picture_on_white_is_whole():
 
 
 def test_the_script(script, trained, rooms_folder, tmp_path):
-    done = script("media.py", "architecture", cwd=tmp_path)
+    done = script(PICTURES, "architecture", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "media" / "architecture.png").width > 800
     data = [rooms_folder, rooms_folder]
     options = ["--checkpoint", trained / "best.pt", "--data", *data, "--frames", 2, "--name", "rooms"]
-    done = script("media.py", "results", *options, cwd=tmp_path)
+    done = script(PICTURES, "results", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     width, height = Image.open(tmp_path / "media" / "rooms.jpg").size
     # The image; segmentation, depth and normals, each predicted and labelled.
     assert width == 7 * 320 and height > 4 * 240
     options = ["--checkpoint", trained / "best.pt", "--picture", min((rooms_folder / "rgb").iterdir())]
-    done = script("media.py", "cloud", *options, cwd=tmp_path)
+    done = script(PICTURES, "cloud", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "media" / "cloud.jpg").width == 1440
-    assert "--checkpoint is needed" in only_error_line(script("media.py", "surface"))
+    assert "--checkpoint is needed" in only_error_line(script(PICTURES, "surface"))
     shutil.copytree(rooms_folder, tmp_path / "other")
     yaml_file = tmp_path / "other" / "dataset.yaml"
     yaml_file.write_text(yaml_file.read_text().replace("name: rooms", "name: other"))
     options = ["--checkpoint", trained / "best.pt", "--data", tmp_path / "other"]
-    assert "the network was not trained on other" in only_error_line(script("media.py", "results", *options))
-    assert "--data is needed" in only_error_line(script("media.py", "surface", "--checkpoint", "x.pt"))
+    assert "the network was not trained on other" in only_error_line(script(PICTURES, "results", *options))
+    assert "--data is needed" in only_error_line(script(PICTURES, "surface", "--checkpoint", "x.pt"))

@@ -11,14 +11,14 @@ from conftest import shared
 from timm.layers import Conv2dSame
 from torch import nn
 
+from checkpoints import save_checkpoint
 from config import Config, make_config, plain
-from decoders import ChainedPooling, ChannelScale, max_pool_5x5
-from encoders import PaperMobileNetV2, SameConv2d, TimmEncoder, build_encoder
-from images import class_palette
+from deploy.predictor import Predictor
+from drawing import class_palette
 from model import build_network, count_cost, freeze_batch_norm, load_network
-from predictor import Predictor
+from networks.decoders import ChainedPooling, ChannelScale, max_pool_5x5
+from networks.encoders import PaperMobileNetV2, SameConv2d, TimmEncoder, build_encoder
 from tasks import CLASS_LISTS, Depth, Normals, Segmentation, Task, tasks_to_plain
-from utils import save_checkpoint
 
 ENCODERS = [
     "mobilenetv2_paper", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenetv2_100",

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from conftest import only_holds, png, shared, small_frame, write_zip
 
-import nyudv2
 import prepare
 from config import Config, read_yaml
 from folders import NYUD_LISTS, NYUD_YAML, make_tasks, read_folder, read_list
 from images import read_image, read_label
+from sources import nyudv2
 from tasks import CLASS_LISTS
 
 PREFIXES = ["nyud/", "hydranets-data-2/nyud/"]

@@ -12,10 +12,10 @@ import pytest
 from conftest import Script, only_error_line, only_holds, shared, small_frame
 from PIL import Image
 
-import check
 import prepare
 from folders import read_folder
 from images import read_label, write_png
+from sources import validate
 
 U8, U16, F32 = np.uint8, np.uint16, np.float32
 
@@ -91,7 +91,7 @@ def data(tmp_path: Path) -> Path:
 def test_sound_folder(data: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare.main(["check", str(data)]) == 0
     with Image.open(here / "check_data.png") as mosaic:
-        assert mosaic.width > 4 * check.PANEL_WIDTH and mosaic.height > 300
+        assert mosaic.width > 4 * validate.PANEL_WIDTH and mosaic.height > 300
     printed = capsys.readouterr().out
     assert "nothing is wrong" in printed and "check_data.png: 6 frames" in printed
     assert re.search(r"train +4 +32x24 +4, \d", printed) and re.search(r"val +2 +32x24 +1, ", printed)
@@ -219,13 +219,13 @@ def test_real_data_is_sound(name: str, frames: int, here: Path, capsys: pytest.C
     folder = shared(f"data/{name}")
     assert prepare.main(["check", str(folder), "--split", "val"]) == 0
     assert (here / f"check_{name}.png").is_file()
-    assert sum(len(check.list_frames(read_folder(folder), split)[0]) for split in ("train", "val")) == frames
+    assert sum(len(validate.list_frames(read_folder(folder), split)[0]) for split in ("train", "val")) == frames
 
 
 def test_frames_of_the_mosaic_are_shared_among_the_splits() -> None:
-    assert check.spread([range(100), range(100, 104), []], 12) == [0, 14, 28, 42, 57, 71, 85, 99, 100, 101, 102, 103]
-    assert check.spread([range(3), range(3, 5)], 12) == [0, 1, 2, 3, 4]
-    assert check.spread([[], []], 12) == []
+    assert validate.spread([range(100), range(100, 104), []], 12) == [0, 14, 28, 42, 57, 71, 85, 99, 100, 101, 102, 103]
+    assert validate.spread([range(3), range(3, 5)], 12) == [0, 1, 2, 3, 4]
+    assert validate.spread([[], []], 12) == []
 
 
 def test_threads_stop_at_an_error() -> None:
@@ -234,6 +234,6 @@ def test_threads_stop_at_an_error() -> None:
             raise ValueError("three")
         return number
 
-    assert list(check.in_threads(work, [0, 1, 2], "test")) == [0, 1, 2]
+    assert list(validate.in_threads(work, [0, 1, 2], "test")) == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
-        list(check.in_threads(work, range(50), "test"))
+        list(validate.in_threads(work, range(50), "test"))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, make_two_sets, wait_for
 
-from utils import read_checkpoint
+from checkpoints import read_checkpoint
 
 # Frozen batch norm and plain steps: what is left differs by rounding only.
 OPTIONS = (
@@ -159,7 +159,7 @@ def test_slurm_job_stops_in_time_and_goes_on(tiny_settings, tmp_path):
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     job = tmp_path / "slurm.sh"
-    job.write_text((ROOT / "docs" / "slurm.sh").read_text().replace("29500", str(port)))
+    job.write_text((ROOT / "tools" / "slurm.sh").read_text().replace("29500", str(port)))
     variables = {
         "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "localhost", "SLURM_NNODES": "1",
         "SLURM_GPUS_PER_NODE": "2", "SLURM_CPUS_PER_TASK": "2", "SLURM_JOB_ID": "7",

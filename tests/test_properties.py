@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from test_model import ENCODERS, tasks
 from test_model import settings as network_settings
 
-import rooms
 from config import AT_LEAST, CHOICES, Config, make_config, parse_yaml, plain
 from folders import Folder, parse_line
 from geometry import View
 from metrics import DepthMetrics, Protocol, SegmentationMetrics
 from model import Network, build_network
+from rooms import generate
 from tasks import NO_CLASS, Depth, Normals, Segmentation
 
 often = settings(derandomize=True, deadline=None, max_examples=100)
@@ -104,8 +104,8 @@ def test_a_line_of_a_list_file_is_read_back(cells, data):
 def test_views_of_labels_are_the_room_rendered_again(index, zoom, mirror, data):
     """A view at zoom z is a part of the room rendered with z times the pixels: depth over z, normals turned with it."""
     height, width = 48, 64
-    frame = rooms.render(5, index, width, height)
-    large = rooms.render(5, index, round(width * zoom), round(height * zoom))
+    frame = generate.render(5, index, width, height)
+    large = generate.render(5, index, round(width * zoom), round(height * zoom))
     zoomed = large.depth.shape
     top, left = (data.draw(st.integers(0, side - crop)) for side, crop in zip(zoomed, (32, 40), strict=True))
     turn = np.array([[-1.0 if mirror else 1.0, 0, zoomed[1] - 1.0 if mirror else 0.0], [0, 1, 0]])

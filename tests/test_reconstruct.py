@@ -12,10 +12,11 @@ from conftest import only_error_line, shared
 
 from geometry import scaled_camera
 from metrics import surface_metrics
-from plan import draw_plan, facets, find_up, sample
 from reconstruct import camera_of
-from scans import TUM, Scan, read_scan, rotation
-from surface import NO_CLASS, Fusion, Surface, back_project, cloud
+from scene3d.floor_plan import draw_plan, facets, find_up, sample
+from scene3d.fusion import Fusion, Surface, back_project, cloud
+from scene3d.posed_images import TUM, Scan, read_scan, rotation
+from tasks import NO_CLASS
 
 CAMERA = {"fx": 80.0, "fy": 82.0, "cx": 59.5, "cy": 44.0, "width": 120, "height": 90}
 SIZE_M = (4.0, 2.4, 3.0)  # of the room: x, height (y down), z

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, Script, only_error_line
 
-import raycast
-import rooms
-from furniture import WALL
-from raycast import Camera, Primitive, Scene
-from textures import Material
+from rooms import generate, raycast
+from rooms.furniture import WALL
+from rooms.raycast import Camera, Primitive, Scene
+from rooms.textures import Material
 
 REQUIRED = {
     "wall": 0,
@@ -37,20 +36,20 @@ REQUIRED = {
 
 
 @pytest.fixture(scope="module")
-def frames() -> list[rooms.Frame]:
+def frames() -> list[generate.Frame]:
     """Forty small frames of one set."""
-    return [rooms.render(0, index, 96, 72) for index in range(1, 41)]
+    return [generate.render(0, index, 96, 72) for index in range(1, 41)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny set written by this process alone."""
     output = tmp_path_factory.mktemp("one") / "rooms"
-    rooms.write(output, train=2, val=1, width=96, height=72, seed=3)
+    generate.write(output, train=2, val=1, width=96, height=72, seed=3)
     return output
 
 
-def rays(frame: rooms.Frame) -> np.ndarray:
+def rays(frame: generate.Frame) -> np.ndarray:
     """Camera-frame directions (H, W, 3) with z = 1 through the pixel centres."""
     camera = frame.camera
     v, u = np.indices(frame.depth.shape)
@@ -71,8 +70,8 @@ def furnished(parts: list[Primitive], size: float = 6.0) -> Scene:
 
 def test_bytes_depend_on_the_seed_alone(folder: Path, tmp_path: Path) -> None:
     again, other = tmp_path / "again", tmp_path / "other"
-    rooms.write(again, train=2, val=1, width=96, height=72, seed=3, workers=2)
-    rooms.write(other, train=1, val=0, width=96, height=72, seed=4)
+    generate.write(again, train=2, val=1, width=96, height=72, seed=3, workers=2)
+    generate.write(other, train=1, val=0, width=96, height=72, seed=4)
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
     assert len(names) == 3 * 4 + 3
@@ -88,7 +87,7 @@ def test_files_hold_what_render_returns(folder: Path) -> None:
         f"{kind}/000002.png" for kind in ("rgb", "masks", "depth", "normals")
     )
     assert (folder / "val.txt").read_text().startswith("rgb/000003.png\t")
-    frame = rooms.render(3, 3, 96, 72)
+    frame = generate.render(3, 3, 96, 72)
     image, mask, depth, normals = (
         cv2.imread(str(folder / kind / "000003.png"), cv2.IMREAD_UNCHANGED)
         for kind in ("rgb", "masks", "depth", "normals")
@@ -107,10 +106,10 @@ def test_description_is_the_one_the_loader_reads(folder: Path) -> None:
     assert text["columns"] == ["image", "segmentation", "depth", "normals"]
     assert text["segmentation"] == {"classes": "nyu40", "ignore": 255}
     assert text["depth"] == {"metres_per_unit": 0.0002, "max": 10.0}
-    assert text["camera"] == pytest.approx(rooms.render(3, 1, 96, 72).camera, abs=1e-5)
+    assert text["camera"] == pytest.approx(generate.render(3, 1, 96, 72).camera, abs=1e-5)
 
 
-def test_every_pixel_has_depth_label_and_a_normal_towards_the_camera(frames: list[rooms.Frame]) -> None:
+def test_every_pixel_has_depth_label_and_a_normal_towards_the_camera(frames: list[generate.Frame]) -> None:
     for frame in frames:
         assert frame.image.shape == (72, 96, 3) and frame.image.dtype == np.uint8
         assert frame.segmentation.max() < 40
@@ -119,18 +118,18 @@ def test_every_pixel_has_depth_label_and_a_normal_towards_the_camera(frames: lis
         assert ((frame.normals * rays(frame)).sum(-1) < 0).all()
 
 
-def test_every_promised_class_occurs(frames: list[rooms.Frame]) -> None:
+def test_every_promised_class_occurs(frames: list[generate.Frame]) -> None:
     share = sum(np.bincount(frame.segmentation.ravel(), minlength=256) for frame in frames)
     assert not [name for name, label in REQUIRED.items() if share[label] == 0]
 
 
-def test_pictures_are_neither_dark_nor_washed_out(frames: list[rooms.Frame]) -> None:
+def test_pictures_are_neither_dark_nor_washed_out(frames: list[generate.Frame]) -> None:
     for frame in frames:
         assert 60 < frame.image.mean() < 215 and frame.image.std() > 20
         assert np.bincount(frame.segmentation.ravel()).max() < 0.75 * frame.segmentation.size
 
 
-def test_points_of_a_wall_lie_on_a_plane(frames: list[rooms.Frame]) -> None:
+def test_points_of_a_wall_lie_on_a_plane(frames: list[generate.Frame]) -> None:
     walls = 0
     for frame in frames[:10]:
         points = (rays(frame) * frame.depth[..., None])[frame.segmentation == WALL]
@@ -211,14 +210,14 @@ def test_a_lamp_leaves_a_shadow_behind_a_box() -> None:
 
 @pytest.mark.parametrize("size", [(97, 73), (64, 96)])
 def test_odd_sizes(size: tuple[int, int]) -> None:
-    frame = rooms.render(1, 1, *size)
+    frame = generate.render(1, 1, *size)
     assert frame.image.shape == (size[1], size[0], 3)
     assert frame.depth.shape == frame.segmentation.shape == frame.normals.shape[:2] == (size[1], size[0])
     assert frame.camera["cx"] == (size[0] - 1) / 2
 
 
 def test_size_changes_the_pixels_only() -> None:
-    small, large = rooms.render(0, 2, 96, 72), rooms.render(0, 2, 288, 216)
+    small, large = generate.render(0, 2, 96, 72), generate.render(0, 2, 288, 216)
     same = large.segmentation[1::3, 1::3] == small.segmentation  # the middles of 3 x 3 blocks are the same rays
     assert same.mean() > 0.999
     np.testing.assert_allclose(large.depth[1::3, 1::3][same], small.depth[same], rtol=1e-3)
@@ -227,18 +226,19 @@ def test_size_changes_the_pixels_only() -> None:
 def test_refuses_to_overwrite_and_to_write_nothing(tmp_path: Path) -> None:
     (tmp_path / "kept.txt").write_text("kept")
     with pytest.raises(FileExistsError, match="exists and is not an empty"):
-        rooms.write(tmp_path, train=1, val=0, width=32, height=24)
+        generate.write(tmp_path, train=1, val=0, width=32, height=24)
     assert (tmp_path / "kept.txt").read_text() == "kept"
     with pytest.raises(ValueError, match="at least one frame"):
-        rooms.write(tmp_path / "none", train=0, val=0)
+        generate.write(tmp_path / "none", train=0, val=0)
     assert not (tmp_path / "none").exists()
 
 
 def test_workers_do_not_import_the_script_that_starts_them(tmp_path: Path) -> None:
     caller = tmp_path / "caller.py"
     caller.write_text(
-        f"print('imported', flush=True)\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nimport rooms\n"
-        "rooms.write('set', train=2, val=0, width=32, height=24, workers=2)\n"
+        f"print('imported', flush=True)\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from rooms.generate import write\n"
+        "write('set', train=2, val=0, width=32, height=24, workers=2)\n"
     )
     done = subprocess.run([sys.executable, caller], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -248,7 +248,7 @@ def test_workers_do_not_import_the_script_that_starts_them(tmp_path: Path) -> No
 
 def test_what_goes_wrong_in_a_worker_is_raised(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="could not be written"):
-        list(rooms._save_all(tmp_path / "absent", 32, 24, 0, range(1, 3), workers=2))
+        list(generate._save_all(tmp_path / "absent", 32, 24, 0, range(1, 3), workers=2))
 
 
 @pytest.mark.parametrize(
@@ -262,5 +262,5 @@ def test_what_goes_wrong_in_a_worker_is_raised(tmp_path: Path) -> None:
 )
 def test_mistakes_on_the_command_line(script: Script, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     (tmp_path / "kept.txt").write_text("kept")
-    assert message in only_error_line(script("rooms.py", *arguments, cwd=tmp_path))
+    assert message in only_error_line(script("prepare.py", "rooms", *arguments, cwd=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from config import Config
-from images import class_palette
+from drawing import class_palette
 from metrics import Protocol
 from tasks import (
     CLASS_LISTS,
@@ -18,10 +18,10 @@ from tasks import (
     Normals,
     Segmentation,
     Task,
-    softplus,
     tasks_from_plain,
     tasks_to_plain,
 )
+from tasks.depth import softplus
 
 SECTIONS = {"segmentation": {"classes": "nyu40"}, "depth": {"metres_per_unit": "0.001", "max": "8"}, "normals": {}}
 

@@ -14,10 +14,10 @@ from conftest import only_error_line
 from PIL import Image
 from test_model import published
 
+from deploy.predictor import Predictor
 from folders import read_folder, read_list, teacher_file
 from images import read_image
 from model import load_network
-from predictor import Predictor
 from tasks import NO_CLASS, Depth, Segmentation
 from teach import NetworkTeacher, teach
 

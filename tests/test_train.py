@@ -18,13 +18,13 @@ import yaml
 from conftest import ROOT, only_error_line, start, wait_for
 from PIL import Image
 
-import optimize
 import utils
+from checkpoints import read_checkpoint
 from config import Config, make_config, read_yaml
 from dataset import Frames, class_frequencies
 from folders import make_tasks, read_folder, read_list
 from model import build_network, load_network
-from utils import read_checkpoint
+from training import step
 
 SAMPLE = ROOT / "media" / "sample.jpg"
 
@@ -209,7 +209,7 @@ def test_ways_to_train(tiny_settings, script, tmp_path, options):
 
 
 def test_mixed_precision_predicts_what_full_precision_does(trained):
-    from predictor import Predictor
+    from deploy.predictor import Predictor
 
     network = load_network(trained / "best.pt").to(memory_format=torch.channels_last)
     image = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
@@ -222,7 +222,7 @@ def test_the_optimizers_groups_hold_what_the_settings_say(rooms_folder):
         {"encoder": "resnet18", "lr_encoder": "1e-4", "lr_decoder": "2e-3", "weight_decay": "0.05"}, "test"
     )
     network = build_network(config, make_tasks(read_folder(rooms_folder), config))
-    optimizer = optimize.build_optimizer(network, config)
+    optimizer = step.build_optimizer(network, config)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     seen = 0
     for group in optimizer.param_groups:
@@ -236,12 +236,12 @@ def test_the_optimizers_groups_hold_what_the_settings_say(rooms_folder):
 
 def test_schedules():
     config = make_config({"warmup_steps": 10, "schedule": "poly"}, "test")
-    factors = [optimize.rate_factor(config, step, 110) for step in range(110)]
+    factors = [step.rate_factor(config, step, 110) for step in range(110)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1
     assert factors[60] == pytest.approx(0.5**0.9) and 0 < factors[-1] < 0.02
     cosine = dataclasses.replace(config, schedule="cosine")
-    assert optimize.rate_factor(cosine, 60, 110) == pytest.approx(0.5)
-    assert optimize.rate_factor(dataclasses.replace(config, schedule="constant"), 109, 110) == 1
+    assert step.rate_factor(cosine, 60, 110) == pytest.approx(0.5)
+    assert step.rate_factor(dataclasses.replace(config, schedule="constant"), 109, 110) == 1
 
 
 def test_accumulated_batches_give_the_gradient_of_one_large_batch(rooms_folder):
@@ -262,7 +262,7 @@ def test_the_average_follows_the_weights():
     network = build_network(
         make_config({"encoder": "mobilenetv2_100", "decoder_width": 8, "tasks": "depth"}, "test"), {}
     )
-    average = optimize.Average(network, decay=0.9)
+    average = step.Average(network, decay=0.9)
     parameter = next(network.parameters())
     expected = parameter.detach().clone()
     for update in range(1, 30):

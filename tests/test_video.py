@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import only_error_line
 
-from predictor import Predictor
-from video import File, Frame, Newest, Smoother, video_writer
+from deploy.predictor import Predictor
+from deploy.video import File, Frame, Newest, Smoother, video_writer
 
 av = pytest.importorskip("av")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from weighting import WEIGHTINGS, Weighting, build_weighting
+from training.weighting import WEIGHTINGS, Weighting, build_weighting
 
 TASKS = ("depth", "normals", "segmentation")
 

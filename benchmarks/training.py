@@ -1,0 +1,153 @@
+"""What training costs: a step on synthetic data, the loop of a configuration, validation. Run by benchmark.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from benchmarks.timing import in_turn, some_tasks, spread, table
+from config import Config
+from dataset import Frames, eval_loader, train_loader
+from model import build_network
+from tasks import Task
+from training.data import load_data
+from training.evaluation import accumulate, values_of
+from training.step import Training
+from utils import autocast, pick_device, pick_precision, setup_cpu
+
+
+def bare_pass(training: Training, height: int, width: int) -> Callable[[], None]:
+    """Forward and backward of the network on one synthetic batch: no losses, no optimizer, no data."""
+    network, batch = training.network, training.config.batch_size
+    images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, device=training.device)
+    images = images.to(memory_format=torch.channels_last)
+
+    def call() -> None:
+        with autocast(training.device, training.precision):
+            outputs = network(images)
+        sum(value.float().mean() for value in outputs.values()).backward()
+        network.zero_grad(set_to_none=True)
+
+    return call
+
+
+def make_training(config: Config, tasks: Mapping[str, Task], domains: Mapping[str, Mapping[str, Task]]) -> Training:
+    device = pick_device(config.device)
+    network = build_network(config, tasks, domains).to(device, memory_format=torch.channels_last).train()
+    return Training(network, config, device, pick_precision(config.precision, device), total_steps=10**6)
+
+
+# ---------------------------------------------------------------------------------------------- a step
+
+
+def measure_step(config: Config, classes: int, height: int, width: int, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of a step on synthetic data, and of its bare passes."""
+    tasks, batch = some_tasks(classes), config.batch_size
+    training = make_training(config, tasks, {"synthetic": tasks})
+    samples = {
+        "image": torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8),
+        "segmentation": torch.randint(0, classes, (batch, height, width)),
+        "depth": 10 * torch.rand(batch, height, width),
+        "domain": torch.zeros(batch, dtype=torch.long),
+        "weight": torch.ones(batch, 2),
+    }
+    calls = {"step": lambda: training.take_step([samples]), "bare": bare_pass(training, height, width)}
+    return in_turn(calls, training.device, repeats)
+
+
+def measure_steps(
+    config: Config, encoders: Sequence[str], batches: Sequence[int], **sizes: int
+) -> list[dict[str, object]]:
+    """For each encoder and batch; on a CPU also without utils.setup_cpu."""
+    rows, results = [], []
+    # What glibc does cannot be undone, so the other way comes first.
+    for memory in ("returned", "kept") if pick_device(config.device).type == "cpu" else ("",):
+        if memory == "kept":
+            setup_cpu(config.threads)
+        for encoder, batch in itertools.product(encoders, batches):
+            setting = dataclasses.replace(config, encoder=encoder, encoder_weights="none", batch_size=batch)
+            times = measure_step(setting, **sizes)
+            step, bare = (statistics.median(times[name]) for name in ("step", "bare"))
+            cells = [spread(times["step"]), spread(times["bare"]), f"{1000 * batch / step:.1f}", f"{bare / step:.2f}"]
+            rows.append([f"`{encoder}`", batch, memory, *cells])
+            results.append({"encoder": encoder, "batch": batch, "memory": memory, "ms": times})
+    title = f"A training step, {sizes['width']}x{sizes['height']}, {config.precision}, channels_last"
+    columns = ["encoder", "batch", "freed memory", "ms a step", "ms forward and backward alone", "images/s", "ratio"]
+    table(title, columns, rows)
+    return results
+
+
+# ---------------------------------------------------------------------------------------------- the loop
+
+
+def measure_loop(config: Config, where: str, repeats: int) -> list[dict[str, object]]:
+    """Images a second of the training loop, data and all, against the bare passes of its network; then validation."""
+    setup_cpu(config.threads)
+    tasks, mixture, val = load_data(config, None)
+    training = make_training(config, tasks, {name: frames.tasks for name, frames in val.items()})
+    on_gpu = training.device.type == "cuda"
+    batches = iter(train_loader(mixture, config, 10**6, 0, pin=on_gpu))
+    bare, waiting_s = bare_pass(training, *config.crop), 0.0
+
+    def loop() -> None:
+        nonlocal waiting_s
+        began = time.perf_counter()
+        step = [next(batches) for _ in range(config.accumulate)]
+        waiting_s += time.perf_counter() - began
+        training.take_step(step)
+
+    # In blocks: were they to take turns, the loader would have the time of the bare passes as well.
+    rates: dict[str, list[float]] = {"bare": [], "loop": []}
+    shares = []
+    for block in range(4):
+        for name, call, images in (("bare", bare, 1), ("loop", loop, config.accumulate)):
+            waiting_s, began = 0.0, time.perf_counter()
+            for _ in range(repeats):
+                call()
+            if on_gpu:
+                torch.cuda.synchronize()
+            elapsed = time.perf_counter() - began
+            if block:  # the first is a warm-up
+                rates[name].append(repeats * images * config.batch_size / elapsed)
+                shares += [waiting_s / elapsed] if name == "loop" else []
+    ratio, share = statistics.median(rates["loop"]) / statistics.median(rates["bare"]), statistics.median(shares)
+    table(
+        f"{where}: `{config.encoder}`, batch {config.batch_size}, {config.crop[1]}x{config.crop[0]}",
+        ["forward and backward alone, images/s", "loop, images/s", "ratio", "waiting for data"],
+        [[spread(rates["bare"], 1), spread(rates["loop"], 1), f"{ratio:.2f}", f"{share:.1%}"]],
+    )
+    results = [{"images_per_s": rates, "ratio": ratio, "waiting": share}]
+    return results + [measure_validation(training, frames) for frames in val.values()]
+
+
+def measure_validation(training: Training, frames: Frames) -> dict[str, object]:
+    """Seconds of an evaluation on the validation frames, and of its forward passes alone."""
+    network, device = training.evaluated, training.device
+    loader = eval_loader(frames, training.config, pin=device.type == "cuda")
+    shapes = [batch["image"].shape for batches in loader for batch in batches]
+    images = {shape: torch.zeros(shape, dtype=torch.uint8, device=device) for shape in shapes}
+    images = {shape: image.to(memory_format=torch.channels_last) for shape, image in images.items()}
+
+    @torch.inference_mode()
+    def forward() -> None:
+        with autocast(device, training.precision):
+            for shape in shapes:
+                network(images[shape])
+
+    calls = {
+        "forward": forward,
+        "whole": lambda: values_of(accumulate(network, loader, device, training.precision, tasks=frames.tasks)),
+    }
+    times = in_turn(calls, device, 3)
+    forward_ms, whole_ms = (statistics.median(times[name]) for name in ("forward", "whole"))
+    table(
+        f"Validation, {len(frames)} frames of {frames.folder.root}",
+        ["forward passes alone, s", "evaluation, s", "ratio"],
+        [[f"{forward_ms / 1000:.2f}", f"{whole_ms / 1000:.2f}", f"{whole_ms / forward_ms:.2f}"]],
+    )
+    return {"validation": str(frames.folder.root), "ms": times}

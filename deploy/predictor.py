@@ -1,0 +1,114 @@
+"""The one way from pictures to predictions: a network in the fastest back end, with what comes before and after it.
+
+predictor = Predictor("runs/x/best.pt")     # or a file of export.py
+result = predictor(image)                   # {"segmentation": (H, W) ids, "depth": (H, W) metres}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deploy.backends import Backend, open_backend
+from drawing import Panel, side_by_side
+from geometry import resize_image
+from images import write_jpeg
+from model import Network, predict_batch, tasks_of
+from tasks import Task
+from utils import pick_device
+
+PIXELS_TO_SEE = 2**23
+
+Change = Callable[[Tensor, Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+class Predictor:
+    """Images (H, W, 3) uint8 RGB of any size -> {task: prediction at the image's size}, numpy.
+
+    "segmentation": (H, W) uint8 class ids; "depth": (H, W) float32 metres; "normals": (3, H, W) float32.
+
+    source: a checkpoint, a file of export.py, a network, or an open back end. backend: auto, or a name in
+    backends.BACKENDS. domain: a data set of the training whose classes and range are wanted, "" for all. mirror:
+    average with the mirrored picture.
+    Raises ValueError or FileNotFoundError in one line.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Network | Backend,
+        backend: str = "auto",
+        device: str = "auto",
+        precision: str = "auto",
+        domain: str = "",
+        mirror: bool = False,
+    ) -> None:
+        source = Path(source) if isinstance(source, str) else source
+        self.backend = open_backend(source, backend, pick_device(device), precision)
+        self.tasks = tasks_of(self.backend, domain, source)
+        self.mirror = mirror
+
+    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        return self.batch([image])[0]
+
+    def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Images of one size -> (B, 3, h, w) uint8 at the size at which the network wants them."""
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                raise ValueError(f"expected images (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
+        size = self.backend.input_size(*images[0].shape[:2])
+        fitted = [resize_image(image, *size) for image in images]
+        pixels = torch.from_numpy(fitted[0][None] if len(fitted) == 1 else np.stack(fitted)).permute(0, 3, 1, 2)
+        return pixels.pin_memory() if self.backend.device.type == "cuda" else pixels
+
+    @torch.inference_mode()
+    def batch(self, images: Sequence[np.ndarray], change: Change | None = None) -> list[dict[str, np.ndarray]]:
+        """Images of one size -> their predictions. `change` works on the network's raw outputs, (pixels, outputs) ->
+        outputs, before they become predictions (video.Smoother)."""
+        sizes = dict.fromkeys(self.tasks, images[0].shape[:2])
+        pixels = self.pixels(images)
+        if change is None:
+            found = predict_batch(self.backend, pixels, sizes, mirror=self.mirror, tasks=self.tasks)
+        else:
+            found = self.backend.finish(change(pixels, self.backend(pixels)), sizes, self.tasks)
+        return self._arrays(found)
+
+    @torch.inference_mode()
+    def with_probabilities(self, image: np.ndarray, task: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """The predictions of an image, and a task's scores (C, h, w) as small as the network gives them: probabilities,
+        for one with classes; None where the network has no such task."""
+        pixels = self.pixels([image])
+        raw = self.backend(pixels)
+        found = self.backend.finish(raw, dict.fromkeys(self.tasks, image.shape[:2]), self.tasks)
+        if task not in self.tasks:
+            return self._arrays(found)[0], None
+        own = self.tasks[task]
+        scores = own.scores(own.select(raw[task].float()), raw[task].shape[-2:])
+        return self._arrays(found)[0], scores[0].cpu().numpy()
+
+    @staticmethod
+    def _arrays(found: Mapping[str, Tensor]) -> list[dict[str, np.ndarray]]:
+        arrays = {name: value.cpu().numpy() for name, value in found.items()}
+        return [
+            {name: value[number] for name, value in arrays.items()}
+            for number in range(len(next(iter(arrays.values()))))
+        ]
+
+
+def save_predictions(
+    stem: Path, image: np.ndarray, tasks: Mapping[str, Task], predictions: Mapping[str, np.ndarray]
+) -> None:
+    """Writes STEM_task.png, STEM_task_color.jpg and STEM_overview.jpg."""
+    # Pictures for looking at need not have all pixels of a very large image.
+    step = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / PIXELS_TO_SEE))
+    panels: list[Panel] = [("image", image[::step, ::step], [])]
+    for name, task in tasks.items():
+        picture = task.draw(predictions[name][..., ::step, ::step])
+        panels.append((name, picture, task.legend(predictions[name])))
+        task.save(predictions[name], stem.with_name(f"{stem.name}_{name}.png"))
+        write_jpeg(stem.with_name(f"{stem.name}_{name}_color.jpg"), picture)
+    write_jpeg(stem.with_name(f"{stem.name}_overview.jpg"), side_by_side(panels))

@@ -1,0 +1,330 @@
+"""Videos, streams and cameras: frames in, a video of the predictions out; reading, predicting and writing overlap."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from deploy.predictor import Predictor
+from drawing import Panel, side_by_side
+from tasks import Task
+from utils import require, whole_file
+
+VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"}
+STREAMS = ("rtsp://", "rtmp://", "http://", "https://", "udp://", "srt://")
+TICKS = 90_000  # a second: the clock of most containers
+STREAM_WAIT = 10.0  # seconds without a sign of life
+VIEWS = ("side", "overlay")
+LEGEND_LINES = 3
+
+
+def is_video(source: str) -> bool:
+    return source.startswith(("camera:", *STREAMS)) or Path(source).suffix.lower() in VIDEO_SUFFIXES
+
+
+def video_name(source: str) -> str:
+    """For files about it: its own, or of a live source its kind and the time."""
+    live = source.startswith(("camera:", *STREAMS))
+    return f"{re.split('[:/]', source)[0]}-{datetime.now():%Y%m%d-%H%M%S}" if live else Path(source).stem
+
+
+@dataclass(frozen=True)
+class Frame:
+    seconds: float  # since the first one
+    image: np.ndarray  # (H, W, 3) uint8 RGB, upright; of one size in all frames of a source
+
+
+# ---------------------------------------------------------------------------------------------- sources
+
+
+class File:
+    """A file or a stream, by FFmpeg. Packets that cannot be decoded are left out and counted in `broken`.
+
+    Raises FileNotFoundError or ValueError when it cannot be opened.
+    """
+
+    def __init__(self, source: str) -> None:
+        require("av")
+        import av
+
+        self.source, self.live, self.broken, self.errors = source, source.startswith(STREAMS), 0, av.FFmpegError
+        if not self.live and not Path(source).is_file():
+            raise FileNotFoundError(f"{source}: no such file")
+        try:
+            options = {"rtsp_transport": "tcp"} if source.startswith("rtsp://") else {}
+            self.container = av.open(source, options=options, timeout=STREAM_WAIT if self.live else None)
+        except (av.FFmpegError, OSError) as problem:
+            raise ValueError(f"{source}: not a video that can be read ({problem.strerror})") from None
+        if not self.container.streams.video:
+            raise ValueError(f"{source}: it has no pictures")
+        self.stream = self.container.streams.video[0]
+        self.stream.thread_type = "AUTO"
+        self.rate = self.stream.average_rate or Fraction(25)
+        length = self.container.duration / av.time_base if self.container.duration else 0.0
+        self.count = 0 if self.live else self.stream.frames or round(length * self.rate)
+
+    def __iter__(self) -> Iterator[Frame]:
+        size, first, seconds = None, None, 0.0
+        for packet in self._packets():
+            try:
+                decoded = packet.decode()
+            except self.errors:
+                self.broken += 1
+                continue
+            for frame in decoded:
+                if frame.time is None:
+                    seconds += float(1 / self.rate)
+                else:
+                    first = frame.time if first is None else first
+                    seconds = max(frame.time - first, seconds)
+                size = size or (frame.width, frame.height)
+                image = frame.reformat(*size, format="rgb24").to_ndarray()
+                yield Frame(seconds, np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4)))
+
+    def _packets(self) -> Iterator[object]:
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except self.errors:  # the container itself is cut off or damaged: nothing comes after it
+                self.broken += 1
+                return
+            if packet is None:
+                return
+            yield packet
+
+    def close(self) -> None:
+        self.container.close()
+
+
+class Camera:
+    """A camera of this machine, by its number. Raises ValueError when it does not answer."""
+
+    live, count, broken = True, 0, 0
+
+    def __init__(self, number: str) -> None:
+        self.source = f"camera:{number}"
+        if not number.isdecimal():
+            raise ValueError(f"--input {self.source}: expected a number, such as camera:0")
+        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would say it in its own words
+        self.capture = cv2.VideoCapture(int(number))
+        cv2.utils.logging.setLogLevel(level)
+        if not self.capture.isOpened():
+            raise ValueError(f"{self.source}: there is no such camera, or another program has it")
+        self.rate = Fraction(round(self.capture.get(cv2.CAP_PROP_FPS)) or 30)
+
+    def __iter__(self) -> Iterator[Frame]:
+        began = None
+        while True:
+            found, image = self.capture.read()
+            if not found:
+                return
+            now = time.monotonic()
+            began = now if began is None else began
+            yield Frame(now - began, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+
+    def close(self) -> None:
+        self.capture.release()
+
+
+def open_source(source: str) -> File | Camera:
+    return Camera(source.removeprefix("camera:")) if source.startswith("camera:") else File(source)
+
+
+class Newest:
+    """The newest frame of a live source: what comes while the network works is left out and counted in `dropped`."""
+
+    def __init__(self, source: File | Camera) -> None:
+        self.source, self.changed = source, threading.Condition()
+        self.frame: Frame | None = None
+        self.problem: Exception | None = None
+        self.ended, self.dropped = False, 0
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        try:
+            for frame in self.source:
+                with self.changed:
+                    self.dropped += self.frame is not None
+                    self.frame = frame
+                    self.changed.notify()
+                if self.ended:
+                    break
+        except Exception as problem:
+            self.problem = problem
+        with self.changed:
+            self.ended = True
+            self.changed.notify()
+
+    def stop(self) -> bool:
+        """No more frames, also for who waits for one. Returns whether the source is not being read any more."""
+        with self.changed:
+            self.ended = True
+            self.changed.notify()
+        self.thread.join(STREAM_WAIT)
+        return not self.thread.is_alive()
+
+    def __iter__(self) -> Iterator[Frame]:
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.frame is not None or self.ended)
+                frame, self.frame = self.frame, None
+            if frame is None:
+                if self.problem:
+                    raise self.problem
+                return
+            yield frame
+
+
+# ---------------------------------------------------------------------------------------------- smoothing
+
+
+class Smoother:
+    """Averages the network's raw outputs over time where the picture stands still.
+
+    A pixel whose colour differs by `moved` or more from the last frame's is taken as it is; one that stays the same
+    takes 1 - `strength` of the new output. Works on what the heads give, before it becomes classes or metres, so it
+    holds for each task alike.
+    """
+
+    def __init__(self, strength: float, moved: float = 24.0) -> None:
+        self.strength, self.moved = strength, moved
+        self.image: Tensor | None = None
+        self.outputs: dict[str, Tensor] = {}
+
+    def __call__(self, pixels: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """pixels (1, 3, H, W) uint8, outputs (1, C, h, w) -> the averaged outputs."""
+        size = next(iter(outputs.values())).shape[-2:]
+        image = torch.nn.functional.interpolate(pixels.float(), size, mode="area")
+        if self.image is None or self.image.shape != image.shape:
+            self.outputs = dict(outputs)
+        else:
+            change = (image - self.image).abs().amax(1, keepdim=True)
+            old = self.strength * (1 - change / self.moved).clamp(0, 1)  # the share of what was there
+            for name, value in outputs.items():
+                self.outputs[name] = torch.lerp(value.float(), self.outputs[name].float(), old.to(value.device))
+        self.image = image
+        return dict(self.outputs)
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+@contextlib.contextmanager
+def video_writer(path: Path, rate: Fraction) -> Iterator[Callable[[float, np.ndarray], None]]:
+    """Gives write(seconds, image (H, W, 3) uint8), for an H.264 video in which frames keep their times.
+
+    The file is written whole or not at all; without a frame it is none. All images have the size of the first.
+    """
+    import av
+
+    stream, last = None, -1
+    with whole_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+
+        def write(seconds: float, image: np.ndarray) -> None:
+            nonlocal stream, last
+            height, width = (side - side % 2 for side in image.shape[:2])  # H.264 halves the colours' resolution
+            if stream is None:
+                stream = container.add_stream("libx264", rate, {"crf": "20", "preset": "veryfast"})
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), "rgb24")
+            last = frame.pts = max(round(seconds * TICKS), last + 1)
+            frame.time_base = Fraction(1, TICKS)
+            container.mux(stream.encode(frame))
+
+        yield write
+        if stream is None:
+            raise ValueError("no picture in it could be decoded")
+        container.mux(stream.encode())
+
+
+def view_of(frame: Frame, tasks: Mapping[str, Task], predictions: Mapping[str, np.ndarray], view: str) -> np.ndarray:
+    """The frame and each task's picture in a row, or, as an overlay, each task's picture over the frame."""
+    panels: list[Panel] = [("image", frame.image, [])] if view == "side" else []
+    for name, task in tasks.items():
+        picture = task.draw(predictions[name])
+        if view == "overlay":
+            picture = cv2.addWeighted(frame.image, 0.4, picture, 0.6, 0)
+        panels.append((name, picture, task.legend(predictions[name])))
+    return side_by_side(panels, lines=LEGEND_LINES)
+
+
+def predict_video(
+    predictor: Predictor, source: str, output: Path, view: str = "side", smoothing: float = 0.0, seconds: float = 0.0
+) -> str:
+    """Writes the video of a source's predictions, of its first `seconds` (0: all). Returns what was done, in a line.
+
+    While the network works on a frame, or where that is faster on two side by side, the next is read and the last one
+    drawn and written. Ctrl-C ends the video where it is, whole. Raises FileNotFoundError or ValueError.
+    """
+    frames = open_source(source)
+    newest = Newest(frames) if frames.live else None
+    smoother = Smoother(smoothing) if smoothing else None
+    calls, threads = 1 if newest or smoother else predictor.backend.concurrent(), torch.get_num_threads()
+    if calls > 1:
+        torch.set_num_threads(1)
+    count, began, idle = 0, time.monotonic(), newest is None
+
+    def predict(frame: Frame) -> dict[str, np.ndarray]:
+        return predictor.batch([frame.image], smoother)[0]
+
+    def draw_and_write(frame: Frame, predicted: Future[dict[str, np.ndarray]]) -> None:
+        write(frame.seconds, view_of(frame, predictor.tasks, predicted.result(), view))
+
+    try:
+        with (
+            video_writer(output, frames.rate) as write,
+            ThreadPoolExecutor(1) as reading,
+            ThreadPoolExecutor(calls) as predicting,
+            ThreadPoolExecutor(1) as writing,
+            tqdm(total=frames.count or None, unit="frame", disable=not sys.stderr.isatty()) as bar,
+        ):
+            incoming = iter(newest or frames)
+            predicted: deque[Future[dict[str, np.ndarray]]] = deque()
+            written: deque[Future[None]] = deque()
+            coming = reading.submit(next, incoming, None)
+            try:
+                while (frame := coming.result()) is not None and not 0 < seconds <= frame.seconds:
+                    coming = reading.submit(next, incoming, None)
+                    predicted.append(predicting.submit(predict, frame))
+                    written.append(writing.submit(draw_and_write, frame, predicted[-1]))
+                    if len(predicted) >= calls:
+                        predicted.popleft().result()
+                    if len(written) > calls + 1:
+                        written.popleft().result()
+                    count += 1
+                    bar.update()
+            except KeyboardInterrupt:
+                pass
+            finally:
+                idle = newest.stop() if newest else True
+            for item in written:
+                item.result()
+    except ValueError as problem:
+        raise ValueError(f"{source}: {problem}") from None
+    finally:
+        if idle:  # closed while another thread reads it, FFmpeg crashes
+            frames.close()
+        torch.set_num_threads(threads)
+    rate = count / (time.monotonic() - began)
+    left_out = f", {newest.dropped} left out to stay with the newest" if newest else ""
+    broken = f", {frames.broken} broken packets left out" if frames.broken else ""
+    return f"{output}: {count} frames, {rate:.1f} a second{left_out}{broken}"

@@ -1,0 +1,104 @@
+"""Small pictures of numbers, for TensorBoard: bars, and a confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+LINE = 18  # pixels
+TEXT = 12
+BAR = 240
+BLUE, GREY = (64, 112, 176), (236, 236, 236)
+
+
+def _width(font: ImageFont.FreeTypeFont, names: Sequence[str]) -> int:
+    return round(max(font.getlength(name) for name in names)) + 12
+
+
+def bars(names: Sequence[str], values: Sequence[float]) -> np.ndarray:
+    """Names and values in 0..1, NaN for none -> (H, W, 3) uint8: a bar for each."""
+    font = ImageFont.load_default(TEXT)
+    left = _width(font, names)
+    sheet = Image.new("RGB", (left + BAR + 60, LINE * len(names) + 6), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (name, value) in enumerate(zip(names, values, strict=True)):
+        top = 3 + LINE * number
+        draw.text((6, top + 1), name, fill="black", font=font)
+        draw.rectangle((left, top + 2, left + BAR, top + LINE - 3), fill=GREY)
+        if not np.isnan(value):
+            draw.rectangle((left, top + 2, left + round(BAR * value), top + LINE - 3), fill=BLUE)
+            draw.text((left + BAR + 8, top + 1), f"{value:.1%}", fill="black", font=font)
+    return np.array(sheet)
+
+
+def confusion(names: Sequence[str], counts: np.ndarray) -> np.ndarray:
+    """Counts (C, C), a row for each true class -> (H, W, 3) uint8: the share of each row that was taken for each class,
+    white for none and dark for all; columns have the numbers of the rows."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    font = ImageFont.load_default(TEXT)
+    labels = [f"{number} {name}" for number, name in enumerate(names)]
+    left, cell = _width(font, labels), LINE + 8
+    sheet = Image.new("RGB", (left + cell * len(names) + 6, cell * len(names) + LINE + 6), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, label in enumerate(labels):
+        top = LINE + cell * row
+        draw.text((6, top + 5), label, fill="black", font=font)
+        draw.text((left + cell * row + 5, 2), str(row), fill="black", font=font)
+        for column, share in enumerate(shares[row]):
+            color = tuple(round(255 + share * (to - 255)) for to in BLUE)
+            x = left + cell * column
+            draw.rectangle((x, top, x + cell - 2, top + cell - 2), fill=color, outline=GREY)
+            if share >= 0.005:
+                draw.text((x + 3, top + 5), f"{100 * share:.0f}", fill="white" if share > 0.5 else "black", font=font)
+    return np.array(sheet)
+
+
+def class_palette(count: int = 256) -> np.ndarray:
+    """(count, 3) uint8 colours by the bit pattern of PASCAL VOC's devkit (VOCcode/VOClabelcolormap.m)."""
+    ids = np.arange(count)
+    palette = np.zeros((count, 3), np.uint8)
+    for shift in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((ids >> channel) & 1) << (7 - shift)).astype(np.uint8)
+        ids = ids >> 3
+    return palette
+
+
+Panel = tuple[str, np.ndarray, list[tuple[str, tuple[int, int, int]]]]  # title, (H, W, 3) uint8, legend
+
+
+def side_by_side(panels: Sequence[Panel], lines: int = 0) -> np.ndarray:
+    """Pictures of one size in a row, each with its title and the entries of its legend below it.
+
+    `lines`: how many of text there are, whatever the legends need; 0: as many as they need.
+    """
+    height, width = panels[0][1].shape[:2]
+    size = max(10, round(min(width / 28, height / 12)))
+    font = ImageFont.load_default(size)
+    line, margin = round(1.5 * size), size // 2
+    drawings = []  # per panel: (x, y, text, colour of its box or None)
+    for title, _, legend in panels:
+        x, y = margin, margin // 2
+        drawing = [(x, y, title, None)]
+        x += round(font.getlength(title)) + size
+        for text, color in legend:
+            needed = round(font.getlength(text)) + size + margin
+            if x + needed > width:
+                x, y = margin, y + line
+            drawing.append((x, y, text, color))
+            x += needed + margin
+        drawings.append(drawing)
+    strip = (lines * line if lines else max(drawing[-1][1] for drawing in drawings) + line) + margin // 2
+    sheet = Image.new("RGB", (width * len(panels), height + strip), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, ((_, picture, _), drawing) in enumerate(zip(panels, drawings, strict=True)):
+        sheet.paste(Image.fromarray(picture), (column * width, 0))
+        for x, y, text, color in drawing:
+            left, top = column * width + x, height + y
+            if color is not None:
+                draw.rectangle((left, top + size // 4, left + size, top + size // 4 + size), fill=color, outline="gray")
+                left += size + margin
+            draw.text((left, top), text, fill="black", font=font)
+    return np.array(sheet)

@@ -1,0 +1,1 @@
+"""Encoders, decoders, and readers of the weights that others published."""

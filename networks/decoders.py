@@ -1,0 +1,188 @@
+"""Decoders: an encoder's features -> one map for the heads. The paper's Light-Weight RefineNet, and U-Net's.
+
+Each has `width` and `stride`, the channels of its map and how many pixels of the image one of it spans, and
+`finest_stride`, from which on it uses features. `initialise` is a call of its own: the network makes it when all its
+parts exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from config import Config
+from networks.encoders import double_conv, initialise_he
+
+# ------------------------------------------------------------------------------------ Light-Weight RefineNet
+
+
+class ChannelScale(nn.Module):
+    """A depthwise 1x1 convolution without bias, as the multiplication that it is; same weight shape and name."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight.view(1, -1, 1, 1)
+
+
+class ChainedPooling(nn.Module):
+    """Chained residual pooling: a running sum of `stages` times (5x5 max-pool, 1x1 convolution)."""
+
+    def __init__(self, channels: int, stages: int, depthwise: bool) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            ChannelScale(channels) if depthwise else nn.Conv2d(channels, channels, 1, bias=False) for _ in range(stages)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        path = x
+        for conv in self.convs:
+            path = conv(max_pool_5x5(path))
+            x = x + path
+        return x
+
+
+def max_pool_5x5(x: Tensor) -> Tensor:
+    """x (B, C, h, w) -> the same shape; the largest value within two pixels.
+
+    Without gradients as a column and then a row: the same values from 10 comparisons instead of 25. With them each
+    of the two would have a backward pass, which costs more than the forward pass saves.
+    """
+    if torch.is_grad_enabled():
+        return F.max_pool2d(x, 5, stride=1, padding=2)
+    return F.max_pool2d(F.max_pool2d(x, (5, 1), stride=1, padding=(2, 0)), (1, 5), stride=1, padding=(0, 2))
+
+
+class LightWeightRefineNet(nn.Module):
+    """Features at strides 4 .. 32 -> one map of `width` channels at stride 4.
+
+    From the coarsest stride to the finest: 1x1 laterals are added to what comes from below, ReLU6, chained
+    pooling (depthwise at the finest), then a 1x1 adaptation and bilinear upsampling.
+    """
+
+    finest_stride: ClassVar = 4
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int, crp_stages: int) -> None:
+        super().__init__()
+        self.width, self.stride = width, min(strides)
+        self.levels = [
+            [i for i, stride in enumerate(strides) if stride == level] for level in sorted(set(strides), reverse=True)
+        ]
+        count = len(self.levels)
+        self.laterals = nn.ModuleList(nn.Conv2d(inputs, width, 1, bias=False) for inputs in channels)
+        self.pooling = nn.ModuleList(ChainedPooling(width, crp_stages, level == count - 1) for level in range(count))
+        self.adapt = nn.ModuleList(nn.Conv2d(width, width, 1, bias=False) for _ in range(count - 1))
+
+    @classmethod
+    def from_config(cls, config: Config, channels: Sequence[int], strides: Sequence[int]) -> LightWeightRefineNet:
+        return cls(channels, strides, config.decoder_width, config.crp_stages)
+
+    def initialise(self) -> None:
+        self.apply(initialise_small)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        x: Tensor | None = None
+        for level, indices in enumerate(self.levels):
+            parts = [self.laterals[i](features[i]) for i in indices]
+            if x is not None:
+                adapted = self.adapt[level - 1](x)
+                parts.append(F.interpolate(adapted, size=parts[0].shape[-2:], mode="bilinear", align_corners=False))
+            x = self.pooling[level](F.relu6(sum(parts[1:], parts[0])))
+        return x
+
+
+def build_head(width: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(ChannelScale(width), nn.ReLU6(), nn.Conv2d(width, channels, 3, padding=1))
+
+
+def initialise_small(module: nn.Module) -> None:
+    """For the heads and the RefineNet: normal weights of 0.01, as in the published training; a scale starts at 1."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, std=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, ChannelScale):
+        nn.init.ones_(module.weight)
+
+
+# ------------------------------------------------------------------------------------------------------ U-Net
+
+
+class UNet(nn.Module):
+    """The expanding path of U-Net, Ronneberger et al., arXiv 1505.04597, figure 1, over the features of any encoder.
+
+    From the coarsest stride to the finest, which its map has: upsample, concatenate the encoder's feature, double
+    convolution (with padding and batch norm). Of several features at one stride the last is used.
+
+    - transposed: a 2x2 transposed convolution halves the channels. With the encoder `unet` this is the paper's
+      network with the 31,037,568 parameters of the usual Carvana implementations, less their output layer.
+    - bilinear: the double convolution reduces the channels to those of the next feature. With the encoder
+      `unet_512`, half as wide at stride 16, it has their 17,262,912; with `unet`, as wide as in the paper there,
+      29,061,440.
+    """
+
+    finest_stride: ClassVar = 1  # all that the encoder has
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], transposed: bool) -> None:
+        super().__init__()
+        last = {stride: i for i, stride in enumerate(strides)}
+        self.levels = [last[stride] for stride in sorted(last, reverse=True)]
+        self.width, self.stride = channels[self.levels[-1]], min(strides)
+        self.upsample, self.convs = nn.ModuleList(), nn.ModuleList()
+        width = channels[self.levels[0]]
+        for coarse, fine, finer in zip(self.levels, self.levels[1:], [*self.levels[2:], self.levels[-1]], strict=False):
+            ratio, skip = strides[coarse] // strides[fine], channels[fine]
+            if transposed:
+                self.upsample.append(nn.ConvTranspose2d(width, width // 2, ratio, stride=ratio))
+                joined, outputs = width // 2 + skip, skip
+            else:
+                self.upsample.append(nn.Upsample(scale_factor=ratio, mode="bilinear"))
+                joined, outputs = width + skip, channels[finer]
+            self.convs.append(double_conv(joined, skip, outputs))
+            width = outputs
+
+    @classmethod
+    def from_config(cls, config: Config, channels: Sequence[int], strides: Sequence[int]) -> UNet:
+        return cls(channels, strides, transposed=config.unet_upsampling == "transposed")
+
+    def initialise(self) -> None:
+        self.apply(initialise_he)
+        for module in self.upsample:
+            if isinstance(module, nn.ConvTranspose2d):
+                # Every output has one input pixel, and no ReLU behind it.
+                nn.init.normal_(module.weight, std=module.in_channels**-0.5)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        x = features[self.levels[0]]
+        for level, upsample, conv in zip(self.levels[1:], self.upsample, self.convs, strict=True):
+            skip = features[level]
+            x = conv(torch.cat([skip, fit(upsample(x), *skip.shape[-2:])], dim=1))
+        return x
+
+
+def fit(x: Tensor, height: int, width: int) -> Tensor:
+    """(B, C, h, w) -> (B, C, height, width), cropped or repeated at the bottom and at the right.
+
+    Encoders round odd sizes up or down there, so that nothing else has to move.
+    """
+    missing = max(height - x.shape[-2], 0), max(width - x.shape[-1], 0)
+    if any(missing):
+        x = F.pad(x, (0, missing[1], 0, missing[0]), mode="replicate")
+    return x[..., :height, :width]
+
+
+# -------------------------------------------------------------------------------------------------- the table
+
+DECODERS: dict[str, type[LightWeightRefineNet] | type[UNet]] = {"refinenet": LightWeightRefineNet, "unet": UNet}
+
+
+def build_decoder(config: Config, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+    """The decoder `config.decoder` for features with these channels and strides; `initialise` it afterwards."""
+    return DECODERS[config.decoder].from_config(config, channels, strides)

@@ -1,0 +1,1 @@
+"""The generated data set: furnished rooms with exact labels."""

@@ -1,0 +1,277 @@
+"""The layout of one random room: what stands, lies and hangs where, and what the walls and the floor look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from rooms.furniture import CABINET, CEILING, CURTAIN, FLOOR, RUG, WALL, Item, Maker, turn
+from rooms.raycast import Primitive, Scene
+from rooms.textures import PAINTS, WHITES, WOODS, Material, shaded
+
+
+class Room:
+    """An empty room that takes furniture where it fits."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng, self.make = rng, Maker(rng)
+        self.size = rng.uniform((3.4, 3.6, 2.4), (5.2, 5.8, 2.8))
+        self.items: list[Item] = []
+        self.taken: list[np.ndarray] = []  # footprints: x from, y from, x to, y to, height
+        self.walls: list[list[tuple[float, float, float, float]]] = [[], [], [], []]  # along from, to, z from, to
+
+    def length(self, wall: int) -> float:
+        """Length of a wall [m]; walls 0..3 are y=0, x=W, y=L, x=0."""
+        return float(self.size[wall % 2])
+
+    def spot(self, wall: int, along: float, out: float) -> tuple[float, float, float]:
+        """World x, y and the yaw of furniture with its back to a wall, `along` it and `out` from it."""
+        w, d = self.size[:2]
+        x, y = [(along, out), (w - out, along), (w - along, d - out), (out, d - along)][wall]
+        return x, y, wall * np.pi / 2
+
+    def fits(self, low: np.ndarray, high: np.ndarray, margin: float = 0.04) -> bool:
+        """Whether a footprint lies in the room and on nothing else."""
+        if (low < 0.005).any() or (high > self.size[:2] - 0.005).any():
+            return False
+        return all((low > t[2:4] + margin).any() or (high < t[:2] - margin).any() for t in self.taken)
+
+    def stand(self, item: Item, x: float, y: float, yaw: float, z: float = 0.0, check: bool = True) -> bool:
+        """Places furniture unless something is in the way; without `check` it takes up no floor."""
+        c, s = abs(np.cos(yaw)), abs(np.sin(yaw))
+        reach = np.array([c * item.size[0] + s * item.size[1], s * item.size[0] + c * item.size[1]]) / 2
+        low, high = np.array([x, y]) - reach, np.array([x, y]) + reach
+        if check:
+            if not self.fits(low, high):
+                return False
+            self.taken.append(np.array([*low, *high, item.size[2]]))
+        placed = Item(item.size)
+        placed.put(item, x, y, z, yaw)
+        self.items.append(placed)
+        return True
+
+    def free(self, wall: int, start: float, end: float, low: float, high: float) -> bool:
+        """Whether a stretch of wall is free of doors, windows, pictures and tall furniture."""
+        if start < 0.02 or end > self.length(wall) - 0.02:
+            return False
+        return not any(start < b and end > a and low < d and high > c for a, b, c, d in self.walls[wall])
+
+    def lean(self, item: Item, walls: Iterable[int] = range(4), along: float | None = None) -> tuple[int, float] | None:
+        """Stands furniture against a wall; returns (wall, place along it), None where nothing was free."""
+        walls = list(walls)
+        for _ in range(24 if along is None else len(walls)):
+            wall = walls[self.rng.integers(len(walls))]
+            half = item.size[0] / 2
+            place = self.rng.uniform(half, max(half, self.length(wall) - half)) if along is None else along
+            x, y, yaw = self.spot(wall, place, item.size[1] / 2 + 0.03)
+            if self.free(wall, place - half, place + half, 0, item.size[2]) and self.stand(item, x, y, yaw):
+                self.walls[wall].append((place - half, place + half, 0, item.size[2]))
+                return wall, place
+        return None
+
+    def hang(
+        self, item: Item, low: float, depth: float, walls: Iterable[int] = range(4), edge: float = 0.1
+    ) -> int | None:
+        """Hangs something on a free stretch of a wall, its underside at `low`; returns the wall."""
+        walls = list(walls)
+        for _ in range(16):
+            wall = walls[self.rng.integers(len(walls))]
+            half = item.size[0] / 2 + edge
+            if self.length(wall) < 2 * half + 0.1:
+                continue
+            place = self.rng.uniform(half, self.length(wall) - half)
+            top = low + item.size[2] if low else item.size[2]
+            if self.free(wall, place - half, place + half, low, top):
+                self.walls[wall].append((place - half, place + half, low, top))
+                x, y, yaw = self.spot(wall, place, depth)
+                return wall if self.stand(item, x, y, yaw, low, check=False) else None
+        return None
+
+    def openings(self, day: float) -> None:
+        """A door, one or two windows, skirting boards and the ceiling lamp."""
+        rng, make = self.rng, self.make
+        door = make.door()
+        wall = self.hang(door, 0, 0.031)
+        if wall is not None:  # room to walk in
+            span = self.walls[wall][-1]
+            x, y, _ = self.spot(wall, (span[0] + span[1]) / 2, 0.45)
+            self.taken.append(np.array([x - 0.42, y - 0.42, x + 0.42, y + 0.42, 0.0]))
+        for _ in range(rng.choice([1, 2], p=[0.6, 0.4])):
+            low = rng.uniform(0.75, 0.95)
+            window = make.window(rng.uniform(1.0, 2.0), low, rng.uniform(2.0, 2.15), day)
+            walls = [k for k in range(4) if not any(c > 0 for *_, c, _ in self.walls[k])]
+            wall = self.hang(window, 0, 0.051, walls, edge=0.02)
+            if wall is not None:  # low furniture may stand below it
+                a, b, _, top = self.walls[wall].pop()
+                self.walls[wall].append((a, b, low - 0.12, top + 0.25))
+                if any(p.label == CURTAIN and p.centre[2] - p.half[2] < 0.1 for p in window.parts):
+                    self.walls[wall] += [(a, a + 0.5, 0.01, top), (b - 0.5, b, 0.01, top)]
+        board = Material("plain", make.pick(WHITES[:1]) if rng.random() < 0.7 else make.main_wood.colour)
+        for wall in range(4):
+            spans = sorted((a + 0.1, b - 0.1) for a, b, c, _ in self.walls[wall] if c == 0)
+            start = 0.0
+            for a, b in [*spans, (self.length(wall), 0)]:
+                if a - start > 0.05:
+                    strip = Item((a - start, 0.015, 0.09))
+                    strip.add(WALL, board, (0, 0, 0), strip.size)
+                    x, y, yaw = self.spot(wall, (start + a) / 2, 0.0085)
+                    self.stand(strip, x, y, yaw, check=False)
+                start = b
+
+    def furnish(self) -> None:
+        """One of four kinds of room, then whatever else still fits."""
+        rng, make = self.rng, self.make
+        kind = rng.choice(["bedroom", "living", "dining", "studio"], p=[0.35, 0.24, 0.21, 0.2])
+        if kind in ("bedroom", "studio"):
+            self.sleep()
+        if kind in ("living", "studio"):
+            self.sit()
+        if kind == "dining":
+            self.dine()
+        if kind in ("bedroom", "studio") and rng.random() < 0.6:
+            self.work()
+        extras: list[tuple[float, Callable[[], Item]]] = [
+            (0.75, make.bookshelf),
+            (0.85, make.wardrobe),
+            (0.5, make.sideboard),
+            (0.35, lambda: make.lamp(rng.uniform(1.4, 1.7))),
+            (0.45, make.plant),
+            (0.3, lambda: make.sofa(1)),
+            (0.4, make.carton),
+            (0.3, make.chair),
+            (0.15, make.carton),
+        ]
+        for chance, build in extras:
+            if rng.random() < chance:
+                self.lean(build())
+        if kind in ("bedroom", "dining") and rng.random() < 0.4:
+            self.work()
+        for _ in range(rng.integers(2, 6)):
+            self.hang(make.picture(), rng.uniform(1.3, 1.55), 0.016, edge=0.08)
+        if not self.has_rug() and rng.random() < 0.5:
+            w, d = self.size[:2]
+            self.stand(make.rug(0.45 * w, 0.45 * d), w / 2, d / 2, 0, check=False)
+        self.stand(make.ceiling_lamp(), *(self.size[:2] * rng.uniform(0.42, 0.58, 2)), 0, self.size[2], check=False)
+
+    def has_rug(self) -> bool:
+        """Whether a rug lies in the room: a second one would lie in the first."""
+        return any(p.label == RUG for item in self.items for p in item.parts)
+
+    def rug_before(self, wall: int, along: float, out: float, width: float, depth: float) -> None:
+        """A rug in front of something at a wall, within the room."""
+        x, y, yaw = self.spot(wall, along, out)
+        reach = np.array([width, depth] if wall % 2 == 0 else [depth, width]) / 2
+        x, y = np.clip([x, y], reach + 0.05, np.maximum(self.size[:2] - reach - 0.05, reach + 0.05))
+        if (2 * reach < self.size[:2] - 0.1).all() and not self.has_rug():
+            self.stand(self.make.rug(width, depth), x, y, yaw, check=False)
+
+    def sleep(self) -> None:
+        """A bed with night stands and perhaps a rug."""
+        bed = self.make.bed()
+        place = self.lean(bed)
+        if place is None:
+            return
+        wall, along = place
+        for side in (-1, 1):
+            stand = self.make.night_stand()
+            if self.rng.random() < 0.85:
+                self.lean(stand, [wall], along + side * (bed.size[0] / 2 + stand.size[0] / 2 + 0.06))
+        if self.rng.random() < 0.55:
+            self.rug_before(wall, along, bed.size[1] * 0.75, bed.size[0] + 1.0, 1.5)
+
+    def sit(self) -> None:
+        """A sofa, a low table before it, a television opposite."""
+        rng, make = self.rng, self.make
+        sofa = make.sofa(int(rng.integers(2, 4)))
+        place = self.lean(sofa)
+        if place is None:
+            return
+        wall, along = place
+        if rng.random() < 0.75:
+            self.rug_before(wall, along, sofa.size[1] + 0.55, sofa.size[0] + 0.2, 1.6)
+        if rng.random() < 0.85:
+            width = rng.uniform(0.8, 1.1)
+            table = make.table(width, rng.choice([width, 0.55]), rng.uniform(0.38, 0.45), make.house_wood())
+            x, y, yaw = self.spot(wall, along, sofa.size[1] + 0.42 + table.size[1] / 2)
+            self.stand(table, x, y, yaw)
+        if rng.random() < 0.8:
+            stand = make.cabinet(CABINET, rng.uniform(1.2, 1.7), 0.42, rng.uniform(0.45, 0.6), 1, 3)
+            stand.put(make.screen(rng.uniform(0.85, 1.15)), 0, -0.04, stand.size[2])
+            self.lean(replace(stand, size=(*stand.size[:2], 1.3)), [(wall + 2) % 4])
+
+    def dine(self) -> None:
+        """A table with chairs around it, away from the walls."""
+        rng, make = self.rng, self.make
+        width = rng.uniform(1.0, 1.7)
+        deep = width if width < 1.15 else rng.uniform(0.8, 0.95)
+        table, wood = make.table(width, deep, 0.75, make.house_wood()), make.house_wood()
+        for _ in range(20):
+            x, y = rng.uniform(1.2, self.size[:2] - 1.2)
+            yaw = rng.integers(2) * np.pi / 2
+            if self.stand(replace(table, size=(width + 0.9, deep + 0.9, 0.75)), x, y, yaw):
+                break
+        else:
+            return
+        if rng.random() < 0.4:
+            self.stand(make.rug(width + 1.0, deep + 1.0), x, y, yaw, check=False)
+        sides = (
+            [(0, 1), (0, -1)] if deep == width else [(-width / 4, 1), (width / 4, 1), (-width / 4, -1), (width / 4, -1)]
+        )
+        model = make.chair(wood)
+        for offset, side in [*sides, (None, 1), (None, -1)]:
+            if rng.random() < 0.85:
+                pulled = rng.uniform(0.05, 0.22)
+                spot = (side * (width / 2 + pulled), 0) if offset is None else (offset, side * (deep / 2 + pulled))
+                facing = side * np.pi / 2 if offset is None else np.pi * (side > 0)
+                dx, dy = (turn(yaw) @ [*spot, 0])[:2]
+                self.stand(model, x + dx, y + dy, yaw + facing + rng.normal(0, 0.12), check=False)
+
+    def work(self) -> None:
+        """A desk with a chair pulled out a little."""
+        desk = self.make.desk()
+        place = self.lean(replace(desk, size=(desk.size[0], desk.size[1], 1.2)))
+        if place is not None:
+            x, y, yaw = self.spot(*place, desk.size[1] + self.rng.uniform(0.36, 0.5))
+            self.stand(self.make.chair(), x, y, yaw + np.pi + self.rng.uniform(-0.25, 0.25))
+
+    def shell(self) -> list[Primitive]:
+        """Walls x=0, x=W, y=0, y=L, floor and ceiling as slabs around the room."""
+        rng, make = self.rng, self.make
+        paint = make.pick(PAINTS)
+        wall = make.seeded("plain", paint, paint)
+        if rng.random() < 0.2:
+            wall = make.seeded("stripes", paint, shaded(paint, 0.93), rng.uniform(0.12, 0.3))
+        accent = make.seeded(
+            "plain", make.pick(PAINTS) if rng.random() < 0.5 else make.hue((0.2, 0.5), (0.4, 0.75)), paint
+        )
+        accents = rng.permutation(4) == 0 if rng.random() < 0.35 else np.zeros(4, bool)
+        style = rng.choice(["planks", "planks", "tiles", "carpet"])
+        if style == "planks":
+            tone = make.pick(WOODS)
+            floor = make.seeded("planks", tone, shaded(tone, 0.8), rng.uniform(0.09, 0.16))
+        elif style == "tiles":
+            tone = make.pick([(0.82, 0.79, 0.73), (0.66, 0.62, 0.57), (0.74, 0.55, 0.42), (0.85, 0.85, 0.84)])
+            floor = make.seeded("tiles", tone, shaded(tone, 0.72), rng.uniform(0.3, 0.5))
+        else:
+            tone = make.pick([(0.68, 0.62, 0.53), (0.56, 0.56, 0.57), (0.48, 0.42, 0.37), (0.5, 0.56, 0.6)])
+            floor = make.seeded("carpet", tone, shaded(tone, 0.88))
+        ceiling = Material("plain", make.pick([(0.94, 0.94, 0.92)]))
+        parts = []
+        for k in range(6):
+            axis, far = k // 2, k % 2
+            centre, half = self.size / 2, self.size / 2 + 0.5
+            centre[axis], half[axis] = (self.size[axis] + 0.1 if far else -0.1), 0.1
+            look = (accent if accents[k] else wall) if k < 4 else (floor, ceiling)[k - 4]
+            parts.append(Primitive("box", centre, half, np.eye(3), (WALL, WALL, WALL, WALL, FLOOR, CEILING)[k], look))
+        return parts
+
+    def scene(self) -> Scene:
+        """Everything in the room, ready for the ray caster."""
+        parts, groups, lights = self.shell(), [], []
+        for item in self.items:
+            groups.append(list(range(len(parts), len(parts) + len(item.parts))))
+            parts += item.parts
+            lights += item.lights
+        return Scene(self.size.astype(np.float32), parts, groups, lights)

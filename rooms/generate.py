@@ -1,0 +1,245 @@
+"""Writes a data set of furnished rooms that never were: images with labels, depth and normals without error.
+
+    python prepare.py rooms                                             # dataset/rooms: 240 + 40 frames of 320x240
+    python prepare.py rooms --output FOLDER --train 1000 --size 640x480 --workers 4
+
+Every frame is a room of its own, drawn from (seed, number of the frame) alone. Here are the camera, the photograph
+and the files; the room is in furnished_room.py, its furniture in furniture.py, rays and light in raycast.py, and what
+surfaces look like in textures.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from config import Parser, convert
+from rooms import raycast
+from rooms.furnished_room import Room
+from rooms.furniture import LAMP, WINDOW
+from rooms.raycast import Camera, Scene
+from rooms.textures import linear
+
+UNITS_PER_METRE = 5000
+KINDS = ("rgb", "masks", "depth", "normals")  # the folders
+
+
+@dataclass
+class Frame:
+    """What one frame holds; depth [m], normals in the camera frame, camera: fx, fy, cx, cy, width, height."""
+
+    image: np.ndarray  # (H, W, 3) uint8
+    segmentation: np.ndarray  # (H, W) uint8
+    depth: np.ndarray  # (H, W) float32
+    normals: np.ndarray  # (H, W, 3) float32
+    camera: dict[str, float]
+
+
+def _aim(room: Room, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
+    """A camera pose (position, rotation) that sees much of the room; None when every try saw too little."""
+    best, pose = -np.inf, None
+    for _ in range(40):
+        x, y = (0.3 + (room.size[:2] - 0.6) * rng.beta(0.5, 0.5, 2)).tolist()  # mostly near walls and corners
+        spot, height = np.array([x, y]), rng.uniform(1.25, 1.75)
+        if any((spot > t[:2] - 0.3).all() and (spot < t[2:4] + 0.3).all() for t in room.taken if t[4] > 0):
+            continue
+        target = room.size[:2] * rng.uniform(0.3, 0.7, 2)
+        if np.linalg.norm(target - spot) < 0.8:
+            continue
+        yaw = np.arctan2(*(target - spot)[::-1]) + rng.normal(0, 0.1)
+        pitch, roll = np.radians(rng.uniform(4, 22)), np.radians(rng.normal(0, 1))
+        forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), -np.sin(pitch)])
+        right = np.array([np.sin(yaw), -np.cos(yaw), 0])
+        down = np.cross(forward, right)
+        right, down = np.cos(roll) * right + np.sin(roll) * down, np.cos(roll) * down - np.sin(roll) * right
+        rotation = np.stack([right, down, forward], 1)
+        position = np.array([x, y, height])
+        probe = Camera(position, rotation, 32, 24, 518.9 * 32 / 640)
+        depth, seen, _ = raycast.cast(scene, probe)
+        share = np.bincount(scene.label[seen].ravel(), minlength=40) / seen.size
+        if share.max() > 0.5 or np.median(depth) < 1.5 or (depth < 0.8).mean() > 0.08 or depth.min() < 0.3:
+            continue
+        spread = -(share * np.log(share + 1e-9)).sum() + 0.1 * (share > 0.01).sum() + 0.25 * min(np.median(depth), 4)
+        if spread > best:
+            best, pose = spread, (position, rotation)
+        if spread > 3.6:
+            break
+    return pose
+
+
+def _develop(radiance: np.ndarray, lit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Linear light (3, H, W) -> photograph (H, W, 3) uint8: exposure, glare, white balance, tone, noise."""
+    height, width = radiance.shape[1:]
+    grey = radiance.mean(0)[~lit]
+    # a middle grey for most of the picture, unless that would burn out the brightest tenth of it
+    gain = min(rng.uniform(0.30, 0.42) / np.exp(np.log(grey + 1e-3).mean()), 0.95 / np.quantile(grey, 0.9))
+    exposed = radiance * gain * rng.normal(1, 0.03, (3, 1, 1))
+    exposed = np.minimum(exposed, 6).astype(np.float32).transpose(1, 2, 0)
+    glare = cv2.GaussianBlur(np.maximum(exposed - 0.9, 0), (0, 0), 0.03 * width)
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    exposed = (exposed + 0.12 * glare) * (1 - 0.10 * (x * x + y * y))[..., None]
+    toned = exposed * (1 + exposed / 6.0) / (1 + exposed)
+    shown = np.clip(1.15 * toned, 0, 1) ** (1 / 2.2)
+    shown = shown + 0.25 * (shown * shown * (3 - 2 * shown) - shown)  # a little contrast
+    shown = shown + rng.normal(0, rng.uniform(0.003, 0.009), shown.shape)
+    return np.round(255 * np.clip(shown, 0, 1)).astype(np.uint8)
+
+
+def render(seed: int, index: int, width: int, height: int) -> Frame:
+    """Frame `index` of the set `seed`: a room of its own. Its size in pixels changes nothing else."""
+    rng = np.random.default_rng([seed, index])
+    pose = None
+    while pose is None:
+        day = rng.uniform(0.7, 1.0) if rng.random() < 0.8 else rng.uniform(0.05, 0.12)
+        room = Room(rng)
+        room.openings(day)
+        room.furnish()
+        scene = room.scene()
+        pose = _aim(room, scene, rng)
+    lamp_on = day < 0.3 or rng.random() < 0.6
+    if not lamp_on:
+        for item in room.items[-1:]:
+            for p in item.parts:
+                p.material = replace(p.material, glow=min(p.material.glow, 0.15))
+            item.lights.clear()
+    scene = room.scene()
+    wall, floor = (linear(np.array(scene.primitives[k].material.colour)) for k in (0, 4))
+    strength = 0.15 + 0.23 * day
+    scene.ambient = strength * (0.55 + 0.45 * wall)
+    scene.bounce = strength * (0.35 + 0.65 * floor)
+    focal = 518.9 * width / 640
+    radiance, labels, depth, normals = raycast.render(scene, Camera(*pose, width, height, focal))
+    lit = (labels == WINDOW) | (labels == LAMP)
+    image = _develop(radiance, lit, rng)
+    camera = {"fx": focal, "fy": focal, "cx": (width - 1) / 2, "cy": (height - 1) / 2, "width": width, "height": height}
+    return Frame(image, labels, depth, np.ascontiguousarray(normals.transpose(1, 2, 0)), camera)
+
+
+def _save(folder: Path, width: int, height: int, seed: int, index: int) -> None:
+    """Renders one frame into the four folders."""
+    frame = render(seed, index, width, height)
+    normals = np.round(127.5 * (frame.normals + 1)).astype(np.uint8)
+    depth = np.round(frame.depth * UNITS_PER_METRE).astype(np.uint16)
+    pictures = (frame.image[..., ::-1], frame.segmentation, depth, normals[..., ::-1])
+    for kind, picture in zip(KINDS, pictures, strict=True):
+        path = folder / kind / f"{index:06d}.png"
+        if not cv2.imwrite(str(path), picture):
+            raise OSError(f"{path}: could not be written")
+
+
+def _save_all(folder: Path, width: int, height: int, seed: int, numbers: range, workers: int) -> Iterator[int]:
+    """Renders the frames, in this process or in `workers` others; yields the number of each one that is done."""
+    if not workers:
+        for number in numbers:
+            _save(folder, width, height, seed, number)
+            yield number
+        return
+    # Not multiprocessing: its processes import the caller's script, which is torch and all when that is train.py.
+    command = [sys.executable, "-m", "rooms.generate", str(folder.resolve()), *map(str, (width, height, seed))]
+    root = str(Path(__file__).resolve().parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for k in range(workers):
+            share = numbers[k::workers]
+            bounds = map(str, (share.start, share.stop, share.step))
+            process = subprocess.Popen([*command, *bounds], stdout=subprocess.PIPE, text=True, env=environment)
+            processes.append(stack.enter_context(process))
+            stack.callback(process.terminate)  # without effect on one that has ended
+        for number, process in zip(numbers, itertools.cycle(processes), strict=False):
+            answer = process.stdout.readline().strip()
+            if answer != str(number):
+                raise OSError(answer or f"the process that renders frame {number} ended early")
+            yield number
+
+
+def _work(folder: str, *settings: str) -> None:
+    """A process of `_save_all`: prints a line for each frame, its number or what went wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody listens: the parent is gone
+    width, height, seed, *bounds = map(int, settings)
+    for number in range(*bounds):
+        try:
+            _save(Path(folder), width, height, seed, number)
+        except (OSError, ValueError, MemoryError) as problem:
+            print(" ".join(str(problem).split()) or type(problem).__name__)
+            return
+        print(number, flush=True)
+
+
+def write(
+    output: Path, train: int = 240, val: int = 40, width: int = 320, height: int = 240, seed: int = 0, workers: int = 0
+) -> None:
+    """Writes frames 1..train and train+1..train+val with their labels; `output` appears when all is written.
+
+    Raises FileExistsError when `output` holds anything, ValueError for sizes that make no sense.
+    """
+    output = Path(output)
+    if min(seed, workers) < 0:
+        raise ValueError(f"seed is {seed} and workers is {workers}; they must be at least 0")
+    if min(train, val) < 0 or train + val == 0 or min(width, height) < 16:
+        raise ValueError(
+            f"{train} + {val} frames of {width} x {height}: at least one frame of at least 16 x 16 is needed"
+        )
+    from utils import whole_folder  # it imports torch, which the worker processes of this module do without
+
+    numbers = range(1, train + val + 1)
+    with whole_folder(output) as part:
+        for kind in KINDS:
+            (part / kind).mkdir()
+        for _ in tqdm(_save_all(part, width, height, seed, numbers, workers), "rooms", len(numbers), disable=None):
+            pass
+        _describe(part, numbers, train, width, height, seed)
+
+
+def _describe(part: Path, numbers: range, train: int, width: int, height: int, seed: int) -> None:
+    """Writes the list files and dataset.yaml."""
+    for name, chosen in (("train", numbers[:train]), ("val", numbers[train:])):
+        lines = ["\t".join(f"{kind}/{n:06d}.png" for kind in KINDS) for n in chosen]
+        (part / f"{name}.txt").write_text("".join(line + "\n" for line in lines))
+    focal, cx, cy = round(518.9 * width / 640, 6), (width - 1) / 2, (height - 1) / 2
+    (part / "dataset.yaml").write_text(
+        f"""# python prepare.py rooms --train {train} --val {len(numbers) - train} --size {width}x{height} --seed {seed}
+name: rooms
+splits: {{train: train.txt, val: val.txt}}
+columns: [image, segmentation, depth, normals]
+segmentation: {{classes: nyu40, ignore: 255}}
+depth: {{metres_per_unit: {1 / UNITS_PER_METRE}, max: 10.0}}   # 1/{UNITS_PER_METRE} m
+camera: {{fx: {focal}, fy: {focal}, cx: {cx}, cy: {cy}, width: {width}, height: {height}}}
+"""
+    )
+
+
+def command(argv: Sequence[str]) -> int:
+    """`python prepare.py rooms`"""
+    parser = Parser(prog="prepare.py rooms", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", default="dataset/rooms", metavar="FOLDER", help="default: dataset/rooms")
+    parser.add_argument("--train", default="240", metavar="FRAMES", help="default: 240")
+    parser.add_argument("--val", default="40", metavar="FRAMES", help="default: 40")
+    parser.add_argument("--size", default="320x240", metavar="WIDTHxHEIGHT", help="in pixels; default: 320x240")
+    parser.add_argument("--seed", default="0", help="default: 0")
+    parser.add_argument("--workers", default="0", help="processes; 0 = render in this one (default)")
+    arguments = parser.parse_args(argv)
+    names = ("train", "val", "seed", "workers")
+    numbers = {name: convert(getattr(arguments, name), int, f"command line: {name}") for name in names}
+    sides = arguments.size.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+        raise ValueError(f"command line: size is {arguments.size!r}; it takes WIDTHxHEIGHT, such as 320x240")
+    write(Path(arguments.output), width=int(sides[0]), height=int(sides[1]), **numbers)
+    return 0
+
+
+if __name__ == "__main__":  # a process of `_save_all`
+    _work(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Pictures with poses -> one labeled surface in metres, and its floor plan."""

@@ -1,0 +1,244 @@
+"""What the commands of prepare.py share: zip archives and folders to read from, and the data set that is written."""
+
+from __future__ import annotations
+
+import contextlib
+import lzma
+import os
+import re
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import yaml
+
+from folders import read_folder, read_list
+from images import read_image, read_label, write_png
+from sources.validate import in_threads
+from utils import whole_folder
+
+CHUNK = 1 << 20  # bytes
+LABEL_FOLDERS = {"segmentation": "masks", "depth": "depth"}
+
+
+# ---------------------------------------------------------------------------------------------- zip archives
+
+
+@contextlib.contextmanager
+def zip_errors(archive: Path, advice: str = "delete it and download it again") -> Iterator[None]:
+    """What zipfile raises for damage, for compression it lacks, and (RuntimeError) for a password -> ValueError."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as problem:
+        raise ValueError(f"{archive}: no zip archive, damaged or cut off ({problem}); {advice}") from None
+
+
+def refuse_unsafe(file: zipfile.ZipFile, archive: Path) -> None:
+    """Raises ValueError for a member that would be written elsewhere, and for a link."""
+    for member in file.infolist():
+        name = member.filename.replace("\\", "/")
+        if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
+            raise ValueError(f"{archive}: member {member.filename!r} would be written outside of the output folder")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise ValueError(f"{archive}: member {member.filename!r} is a link, which is not accepted")
+
+
+def extract(file: zipfile.ZipFile, member: zipfile.ZipInfo | str, path: Path) -> None:
+    """Writes a member to `path`; reading it to its end checks its CRC."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file.open(member) as source, path.open("wb") as target:
+        shutil.copyfileobj(source, target, CHUNK)
+
+
+def refuse_full_disk(folder: Path, needed: int) -> None:
+    """Raises OSError when `needed` bytes do not fit; `folder` exists."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f"{folder}: {needed:,} bytes are needed, but the disk has {free:,} left")
+
+
+# ---------------------------------------------------------------------------------------------- sources
+
+
+class Source:
+    """A zip archive or a folder that files are read from. Use it in a `with`.
+
+    Raises FileNotFoundError, or ValueError for what is no zip archive and for what `refuse_unsafe` refuses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        self.path, self.zip = path, None
+        if path.is_dir():
+            found = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
+            self.names = [file.relative_to(path).as_posix() for file in found]
+        else:
+            with zip_errors(path):
+                self.zip = zipfile.ZipFile(path)
+            refuse_unsafe(self.zip, path)
+            self.names = [member.filename for member in self.zip.infolist() if not member.is_dir()]
+        self.names = sorted(name for name in self.names if not name.startswith("__MACOSX/"))
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.zip:
+            self.zip.close()
+
+    def find(self, pattern: str, layout: str = "", archive: str = "") -> dict[tuple[str, ...], Member]:
+        """The files whose paths end with the regular expression `pattern`: its groups -> file.
+
+        Raises ValueError when two files have the same groups, and when there is none but a `layout` was expected,
+        as of the official `archive`.
+        """
+        found: dict[tuple[str, ...], Member] = {}
+        for name in self.names:
+            match = re.fullmatch(f"(?:.*/)?{pattern}", name)
+            if match and (twin := found.setdefault(match.groups(), Member(self, name))).name != name:
+                raise ValueError(f"{self.path}: it has {twin.name} and {name}; give the one folder that is meant")
+        if layout and not found:
+            raise ValueError(f"{self.path}: no {layout} in it, so it is not {archive}")
+        return found
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of a source."""
+
+    source: Source
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.source.path}: {self.name}"
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix.lower()
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        if self.source.zip:
+            return self.source.zip.getinfo(self.name).file_size
+        return (self.source.path / self.name).stat().st_size
+
+    def copy(self, target: Path) -> None:
+        if self.source.zip:
+            with zip_errors(self.source.path):
+                extract(self.source.zip, self.name, target)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.source.path / self.name, target)
+
+    def load(self, target: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
+        """Copies the file to `target` and reads it there. Raises ValueError that names the source."""
+        self.copy(target)
+        try:
+            return read(target)
+        except ValueError as problem:
+            raise ValueError(str(problem).replace(str(target), str(self))) from None
+
+
+def refuse_unpaired(images: Mapping[tuple[str, ...], Member], labels: Mapping[tuple[str, ...], Member]) -> None:
+    """Raises ValueError for an image without a label of the same key, or the reverse."""
+    for some, others, what in ((images, labels, "label"), (labels, images, "image")):
+        if missing := [member for key, member in some.items() if key not in others]:
+            raise ValueError(f"{missing[0]}: its {what} is missing ({len(missing)} of {len(some)} files are without)")
+
+
+# ---------------------------------------------------------------------------------------------- the written folder
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A frame to be written: an image and its one label."""
+
+    split: str
+    name: str  # of the written files, without a suffix
+    image: Member
+    label: Member
+    task: str
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.image.size + self.label.size
+
+    def write(self, part: Path, convert: Callable[[np.ndarray, Path], None]) -> dict[str, str]:
+        """Copies the image to part/rgb, the label to part/masks or part/depth; column -> what it is called there.
+
+        `convert` gets the label as it is stored, and its file, which it may replace. Raises ValueError that names
+        the source, also when the two differ in size.
+        """
+        image = f"rgb/{self.name}{self.image.suffix}"
+        height, width = self.image.load(part / image, read_image).shape[:2]
+        label = f"{LABEL_FOLDERS[self.task]}/{self.name}.png"
+        stored = self.label.load(part / label, read_label)
+        if stored.shape[:2] != (height, width):
+            got = f"{stored.shape[1]}x{stored.shape[0]}"
+            raise ValueError(f"{self.label}: it is {got}, but its image {self.image} is {width}x{height}")
+        try:
+            convert(stored, part / label)
+        except ValueError as problem:
+            raise ValueError(f"{self.label}: {problem}") from None
+        return {"image": image, self.task: label}
+
+
+def write_classes(path: Path, ids: np.ndarray, colors: Sequence[Sequence[int]]) -> None:
+    """ids (H, W) uint8, 255 = no label -> an 8-bit PNG whose palette shows the classes; no label is black."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(colors)] = colors
+    write_png(path, ids, palette)
+
+
+def write_list(path: Path, frames: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
+    """A list file. frames: column -> file; '-' stands where a frame has no such label."""
+    lines = ["\t".join(frame.get(column, "-") for column in columns) + "\n" for frame in frames]
+    path.write_text("".join(lines))
+
+
+def finish(part: Path, output: Path, source: Path, description: Mapping[str, object], comment: str) -> dict[str, int]:
+    """Writes dataset.yaml and reads the lists back; the frames of each split.
+
+    Raises ValueError at `source` when a listed file is missing or a split is empty.
+    """
+    # Nothing needs quotes, as our reader takes every value as text; numbers look like numbers without them.
+    text = yaml.safe_dump(description, default_flow_style=None, sort_keys=False, width=120).replace("'", "")
+    comment = "".join(f"# {line}\n" for line in comment.splitlines())
+    (part / "dataset.yaml").write_text(comment + text)
+    folder = read_folder(part)
+    try:
+        counts = {split: len(read_list(folder, split)) for split in folder.splits}
+    except (ValueError, OSError) as problem:
+        raise ValueError(f"{source}: {str(problem).replace(f'{part}/', '')}") from None
+    print(f"{output}: " + ", ".join(f"{count} {split} frames" for split, count in counts.items()))
+    return counts
+
+
+def write_data_set(
+    output: Path,
+    pairs: Sequence[Pair],
+    converters: Mapping[str, Callable[[np.ndarray, Path], None]],
+    description: Mapping[str, object],
+    comment: str,
+) -> dict[str, int]:
+    """Writes the frames, their lists and dataset.yaml as folder `output`, whole or not at all; frames of each split.
+
+    `converters`: what `Pair.write` does with the labels of each task.
+    """
+    with whole_folder(output) as part:
+        refuse_full_disk(output.parent, sum(pair.size for pair in pairs))
+        rows = in_threads(lambda pair: pair.write(part, converters[pair.task]), pairs, "write")
+        frames: dict[str, list[dict[str, str]]] = {split: [] for split in description["splits"]}
+        for pair, row in zip(pairs, rows, strict=True):
+            frames[pair.split].append(row)
+        for split, rows_of_split in frames.items():
+            write_list(part / description["splits"][split], rows_of_split, description["columns"])
+        return finish(part, output, pairs[0].label.source.path, description, comment)

@@ -1,0 +1,128 @@
+"""Monocular depth: metres along the optical axis for each pixel."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import loss
+from config import Config, convert
+from geometry import View
+from images import read_label, write_png
+from metrics import DepthMetrics, Protocol
+from tasks.base import Task, check_keys
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)). Where nothing learns on a CPU by numpy: its vector instructions take an eighth of the time."""
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
+    if not plain or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return F.softplus(x)
+    values = x.numpy()
+    return torch.from_numpy(np.maximum(values, 0) + np.log(1 + np.exp(-np.abs(values))))
+
+
+@dataclass(frozen=True)
+class Depth(Task):
+    """Distance along the optical axis. Labels (H, W) float32 metres, 0 = none; predictions (B, H, W) metres."""
+
+    name = "depth"
+    best = "rmse"
+    directions: ClassVar = {
+        "rmse": -1, "rmse_log": -1, "abs_rel": -1, "sq_rel": -1, "log10": -1, "silog": -1,
+        "delta1": 1, "delta2": 1, "delta3": 1,
+    }  # fmt: skip
+
+    max_m: float = 10.0  # labels beyond it do not count; pictures end there
+    activation: str = "softplus"
+
+    ACTIVATIONS: ClassVar = {"softplus": softplus, "exp": torch.exp, "abs": torch.abs}
+
+    @classmethod
+    def read_section(cls, section: Mapping[str, object], where: str) -> dict[str, object]:
+        check_keys(section, {"metres_per_unit", "max"}, where)
+        if "metres_per_unit" not in section:
+            raise ValueError(f"{where}.metres_per_unit is missing, e.g. 0.001 for depth in millimetres")
+        scale = convert(section["metres_per_unit"], float, f"{where}.metres_per_unit")
+        top = convert(section.get("max", 10.0), float, f"{where}.max")
+        if scale <= 0 or top <= 0:
+            raise ValueError(f"{where}: metres_per_unit and max must be above 0")
+        return {"metres_per_unit": scale, "max": top}
+
+    @classmethod
+    def from_section(cls, section: Mapping[str, object], config: Config) -> Depth:
+        return cls(max_m=section["max"], activation=config.depth_activation)
+
+    sure = 0.9
+
+    @property
+    def metres_per_unit(self) -> float:
+        """Of the files that `save` writes: millimetres, or where 16 bits of these do not reach, 1/256 m as in KITTI."""
+        return 0.001 if self.max_m <= 65 else 1 / 256
+
+    def section(self) -> dict[str, object]:
+        return {"metres_per_unit": self.metres_per_unit, "max": self.max_m}
+
+    @classmethod
+    def from_teacher(cls, section: Mapping[str, object], where: str) -> Depth:
+        # Others' networks give metres, or what `scale` makes metres of.
+        return dataclasses.replace(super().from_teacher({"metres_per_unit": 1.0, **section}, where), activation="abs")
+
+    @classmethod
+    def join(cls, tasks: Mapping[str, Depth], merge: bool) -> tuple[Depth, dict[str, Task]]:
+        return max(tasks.values(), key=lambda task: task.max_m), dict(tasks)
+
+    def read(self, path: Path, section: Mapping[str, object]) -> np.ndarray:
+        label = read_label(path)
+        if label.ndim != 2 or label.dtype == bool:
+            raise ValueError(f"{path}: depth has one number a pixel; this file has shape {label.shape}, {label.dtype}")
+        depth = np.nan_to_num(label.astype(np.float32), posinf=0, neginf=0) * np.float32(section["metres_per_unit"])
+        return np.where((depth > 0) & (depth <= section["max"]), depth, np.float32(0))
+
+    def view(self, label: np.ndarray, view: View) -> np.ndarray:
+        # What a zoom of z shows is what the same camera would see of the scene at 1/z of the distance.
+        return super().view(label, view) / np.float32(view.zoom)
+
+    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
+        # In tenths of the range: beside a room of 10 m, a road of 80 m would be all that counts.
+        error = loss.berhu(self.scores(raw, target.shape[-2:])[:, 0], target, target > 0)
+        return error * (10 / self.max_m)
+
+    def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.ACTIVATIONS[self.activation](super().scores(raw, size))
+
+    def undo(self, scores: Tensor, zoom: float, mirror: bool) -> Tensor:
+        return super().undo(scores, zoom, mirror) * zoom
+
+    def confidence(self, scores: Tensor, mirrored: Tensor) -> Tensor:
+        """The ratio of the smaller to the larger distance."""
+        return (torch.minimum(scores, mirrored) / torch.maximum(scores, mirrored).clamp(min=1e-6))[:, 0]
+
+    def metrics(self, protocol: Protocol) -> DepthMetrics:
+        return DepthMetrics(protocol)
+
+    def draw(self, prediction: np.ndarray) -> np.ndarray:
+        near_is_bright = 255 * (1 - np.clip(prediction / self.max_m, 0, 1))
+        colored = cv2.applyColorMap(near_is_bright.round().astype(np.uint8), cv2.COLORMAP_TURBO)
+        colored[prediction <= 0] = 0
+        return cv2.cvtColor(colored, cv2.COLOR_BGR2RGB)
+
+    def legend(self, prediction: np.ndarray) -> list[tuple[str, tuple[int, int, int]]]:
+        ticks = np.linspace(0, self.max_m, 6)
+        colors = self.draw(np.maximum(ticks, 1e-6)[None].astype(np.float32))[0]
+        return [
+            (f"{tick:g} m", tuple(int(value) for value in color)) for tick, color in zip(ticks, colors, strict=True)
+        ]
+
+    def save(self, prediction: np.ndarray, path: Path) -> None:
+        """16 bits, `metres_per_unit`."""
+        write_png(path, (prediction / self.metres_per_unit).round().clip(0, 65535).astype(np.uint16))

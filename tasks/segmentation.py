@@ -1,0 +1,231 @@
+"""Semantic segmentation: a class for each pixel."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+import loss
+from config import Config, convert, near
+from drawing import bars, class_palette, confusion
+from geometry import argmax_resized, resize_raw
+from images import read_label, write_png
+from metrics import Protocol, SegmentationMetrics
+from tasks.base import Task, check_keys
+
+NO_CLASS = 255  # "no label" in segmentation labels, whatever number the data set uses for it
+
+CLASS_LISTS = {
+    # Gupta et al., CVPR 2013: the 40 classes of NYUDv2, in the order of classMapping40.mat.
+    "nyu40": tuple(
+        (
+            "wall floor cabinet bed chair sofa table door window bookshelf picture counter blinds desk shelves "
+            "curtain dresser pillow mirror floor_mat clothes ceiling books refrigerator television paper towel "
+            "shower_curtain box whiteboard person night_stand toilet sink lamp bathtub bag other_structure "
+            "other_furniture other_prop"
+        ).split()
+    )
+}
+
+
+@dataclass(frozen=True)
+class Segmentation(Task):
+    """A class for each pixel. Labels (H, W) uint8 ids, 255 = none; predictions (B, H, W) uint8."""
+
+    name = "segmentation"
+    best = "miou"
+    directions: ClassVar = {"miou": 1, "pixel_accuracy": 1, "class_accuracy": 1, "dice": 1, "iou": 1}
+    fill = NO_CLASS
+
+    classes: tuple[str, ...] = ()
+    colors: tuple[tuple[int, int, int], ...] = ()
+    class_weights: tuple[float, ...] = ()  # () = all 1
+    outputs: tuple[int, ...] = ()  # which outputs of the shared head are its classes; () = all, in order
+    loss_kind: str = "cross_entropy"  # cross_entropy | dice | cross_entropy+dice
+
+    @classmethod
+    def read_section(cls, section: Mapping[str, object], where: str) -> dict[str, object]:
+        check_keys(section, {"classes", "ignore", "colors"}, where)
+        classes = section.get("classes")
+        if isinstance(classes, str):
+            if classes not in CLASS_LISTS:
+                known = ", ".join(CLASS_LISTS)
+                raise ValueError(
+                    f"{where}.classes is {classes!r}{near(classes, CLASS_LISTS)}; a list, or one of: {known}"
+                )
+            classes = CLASS_LISTS[classes]
+        if not classes or not all(isinstance(item, str) for item in classes) or len(set(classes)) != len(classes):
+            raise ValueError(f"{where}.classes must be a list of different names, or one of: {', '.join(CLASS_LISTS)}")
+        if len(classes) > NO_CLASS:
+            raise ValueError(f"{where}.classes has {len(classes)} names; at most {NO_CLASS} fit into 8-bit masks")
+        colors = section.get("colors") or class_palette()[1 : len(classes) + 1].tolist()
+        if not isinstance(colors, list) or len(colors) != len(classes):
+            raise ValueError(f"{where}.colors must be a list of {len(classes)} entries [red, green, blue]")
+        colors = tuple(convert(color, tuple[int, int, int], f"{where}.colors") for color in colors)
+        if not all(0 <= value <= 255 for color in colors for value in color):
+            raise ValueError(f"{where}.colors holds a value outside 0..255")
+        ignore = convert(section.get("ignore", NO_CLASS), int, f"{where}.ignore")
+        return {"classes": tuple(classes), "colors": colors, "ignore": ignore}
+
+    @classmethod
+    def from_section(cls, section: Mapping[str, object], config: Config) -> Segmentation:
+        return cls(classes=section["classes"], colors=section["colors"], loss_kind=config.segmentation_loss)
+
+    def section(self) -> dict[str, object]:
+        return {"classes": list(self.classes), "colors": [list(color) for color in self.colors], "ignore": NO_CLASS}
+
+    @classmethod
+    def join(cls, tasks: Mapping[str, Segmentation], merge: bool) -> tuple[Segmentation, dict[str, Task]]:
+        """Equal class lists share their outputs; others get outputs of their own, unless `merge` joins equal names.
+
+        As in the paper (section IV-D), 46 outputs are the 40 classes of NYUDv2 and then the 6 of KITTI.
+        """
+        joined: dict[tuple[str, ...], int] = {}  # (class,) when merged, else (class, data set that brought its list)
+        owners: dict[tuple[str, ...], str] = {}  # class list -> the first data set that has it
+        colors, parts = [], {}
+        for name, task in tasks.items():
+            owner = owners.setdefault(task.classes, name)
+            keys = [(item,) if merge else (item, owner) for item in task.classes]
+            for key, color in zip(keys, task.colors, strict=True):
+                if key not in joined:
+                    joined[key] = len(joined)
+                    colors.append(color)
+            parts[name] = tuple(joined[key] for key in keys)
+        if len(joined) > NO_CLASS:
+            raise ValueError(
+                f"data: the class lists of {', '.join(owners.values())} have {len(joined)} classes together; "
+                f"at most {NO_CLASS} fit into 8-bit masks"
+            )
+        count = Counter(key[0] for key in joined)
+        names = tuple(key[0] if count[key[0]] == 1 else f"{key[0]} ({key[1]})" for key in joined)
+        everything = tuple(range(len(names)))
+        first = next(iter(tasks.values()))
+        union = cls(first.interpolation, names, _different(colors), loss_kind=first.loss_kind)
+        # A data set that has all classes in order reads the head as it is.
+        return union, {
+            name: dataclasses.replace(task, outputs=() if parts[name] == everything else parts[name])
+            for name, task in tasks.items()
+        }
+
+    def read(self, path: Path, section: Mapping[str, object]) -> np.ndarray:
+        label = read_label(path)
+        if label.ndim != 2 or not np.issubdtype(label.dtype, np.integer):
+            raise ValueError(
+                f"{path}: a mask has one integer a pixel; this file has shape {label.shape}, {label.dtype}"
+            )
+        ignored = label == section["ignore"]
+        outside = ((label < 0) | (label >= len(self.classes))) & ~ignored
+        if outside.any():
+            top = len(self.classes) - 1
+            raise ValueError(
+                f"{path}: class id {label[outside][0]}; allowed: 0..{top} and {section['ignore']} (no label)"
+            )
+        return np.where(ignored, NO_CLASS, label).astype(np.uint8)
+
+    def no_label(self, height: int, width: int) -> np.ndarray:
+        return np.full((height, width), NO_CLASS, np.uint8)
+
+    @property
+    def channels(self) -> int:
+        return len(self.classes)
+
+    def select(self, raw: Tensor) -> Tensor:
+        return raw[:, self.outputs] if self.outputs else raw
+
+    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
+        weights = torch.tensor(self.class_weights, device=raw.device) if self.class_weights else None
+        logits, valid = resize_raw(raw, target.shape[-2:]), target != NO_CLASS
+        parts = {
+            "cross_entropy": lambda: loss.cross_entropy(logits, target, valid, weights),
+            "dice": lambda: loss.dice(logits, target, valid),
+        }
+        return sum((parts[name]() for name in self.loss_kind.split("+")), start=logits.new_zeros(()))
+
+    def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
+        return super().scores(raw, size).softmax(1)
+
+    def decide(self, scores: Tensor) -> Tensor:
+        return scores.argmax(1).to(torch.uint8)
+
+    def decode(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.interpolation == "bilinear":  # softmax does not change the largest
+            return argmax_resized(raw, size)
+        return self.decide(resize_raw(raw, size, self.interpolation))
+
+    def confidence(self, scores: Tensor, mirrored: Tensor) -> Tensor:
+        """The probability of the class that is chosen."""
+        return ((scores + mirrored) / 2).amax(1)
+
+    def metrics(self, protocol: Protocol) -> SegmentationMetrics:
+        return SegmentationMetrics(self.classes)
+
+    def charts(self, metrics: SegmentationMetrics) -> dict[str, np.ndarray]:
+        if metrics.confusion is None:
+            return {}
+        found = metrics.compute()
+        values = [found.get(f"iou/{name}", float("nan")) for name in self.classes]
+        return {
+            "iou": bars(self.classes, values),
+            "confusion": confusion(self.classes, metrics.confusion.cpu().numpy()),
+        }
+
+    def translation(
+        self, section: Mapping[str, object] | None, names: Mapping[str, str], where: str
+    ) -> tuple[Task, Callable[[np.ndarray], np.ndarray]]:
+        for name in names:
+            if name not in self.classes:
+                raise ValueError(f"--map: the teacher has no class {name!r}{near(name, self.classes)}")
+        renamed = [names.get(name, name) for name in self.classes]
+        if section is None:
+            if names:
+                raise ValueError("--map: the data set has no class list: the labels take the teacher's")
+            return self, lambda prediction: prediction
+        target = self.from_section(section, Config())
+        unknown = [name for name in renamed if name != "-" and name not in target.classes]
+        if unknown:
+            raise ValueError(
+                f"{where}: {len(unknown)} of the teacher's {len(self.classes)} classes are not the data set's, such as "
+                f"{unknown[0]!r}{near(unknown[0], target.classes)}; --map FILE says which are which (or - for none)"
+            )
+        table = np.full(256, NO_CLASS, np.uint8)
+        table[: len(renamed)] = [NO_CLASS if name == "-" else target.classes.index(name) for name in renamed]
+        return target, lambda prediction: table[prediction]
+
+    @property
+    def palette(self) -> np.ndarray:
+        """(256, 3) uint8; black where there is no class."""
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: len(self.colors)] = self.colors
+        return palette
+
+    def draw(self, prediction: np.ndarray) -> np.ndarray:
+        return cv2.applyColorMap(prediction.astype(np.uint8), self.palette[:, None])
+
+    def legend(self, prediction: np.ndarray) -> list[tuple[str, tuple[int, int, int]]]:
+        counts = np.bincount(prediction.ravel(), minlength=256)[: len(self.classes)]
+        largest_first = [i for i in np.argsort(-counts, kind="stable") if counts[i] * 200 >= prediction.size]
+        return [(self.classes[i].replace("_", " "), self.colors[i]) for i in largest_first]
+
+    def save(self, prediction: np.ndarray, path: Path) -> None:
+        write_png(path, prediction.astype(np.uint8), self.palette)
+
+
+def _different(colors: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
+    """The colours, where one stands twice replaced by one of the palette that is free."""
+    used = set(colors)
+    free = (color for color in map(tuple, class_palette()[1:].tolist()) if color not in used)
+    seen: set[tuple[int, int, int]] = set()
+    result = []
+    for color in colors:
+        result.append(next(free) if color in seen else color)
+        seen.add(color)
+    return tuple(result)

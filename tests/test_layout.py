@@ -1,0 +1,57 @@
+"""Where things stand: few files on top, and imports that go one way."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+# From the ground up. A module imports only what stands on an earlier line, or in its own folder.
+LAYERS = (
+    ("config", "distributed", "loss", "metrics"),
+    ("utils",),
+    ("geometry", "images", "checkpoints"),
+    ("drawing",),
+    ("tasks",),
+    ("networks",),
+    ("model", "folders"),
+    ("dataset", "rooms"),
+    ("deploy",),
+    ("training", "scene3d", "sources"),
+    ("benchmarks",),
+    ("train", "evaluate", "inference", "prepare", "teach", "export", "benchmark", "reconstruct", "app", "plot", "tools"),
+)
+FLOOR = {name: floor for floor, names in enumerate(LAYERS) for name in names}
+FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+MODULES = [*sorted(ROOT.glob("*.py")), *(file for name in FOLDERS for file in sorted((ROOT / name).glob("*.py")))]
+
+
+def imported(source: str) -> list[str]:
+    """The first parts of all modules that a text imports, also inside functions."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            names.append(node.module)
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return [name.partition(".")[0] for name in names]
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(file):
+    place = file.relative_to(ROOT).parts[0].removesuffix(".py")
+    for name in imported(file.read_text()):
+        inside = name == place and len(file.relative_to(ROOT).parts) > 1
+        assert name not in FLOOR or inside or FLOOR[name] < FLOOR[place], f"{place} imports {name}"
+
+
+def test_an_import_inside_a_function_counts():
+    assert imported("def f():\n    import train\n    from deploy.video import VIEWS\n") == ["train", "deploy"]
+
+
+def test_few_files_stand_on_top():
+    assert len(list(ROOT.glob("*.py"))) <= 22
+    # Without __init__.py these folders of weights and data leave their names to model.py and dataset.py.
+    assert not any((ROOT / folder / "__init__.py").exists() for folder in ("model", "dataset", "media"))
+    assert set(FLOOR) == {*FOLDERS, *(path.stem for path in ROOT.glob("*.py"))}

@@ -1,0 +1,61 @@
+"""The data of a training, as its settings say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+import distributed
+from config import Config
+from dataset import Frames, Mixture, class_frequencies
+from folders import make_domains, read_folder, read_list, refuse_shared_frames
+from rooms.generate import write as write_rooms
+from tasks import Task, tasks_from_plain
+
+
+def load_data(
+    config: Config, resume: Mapping[str, object] | None
+) -> tuple[dict[str, Task], Mixture, dict[str, Frames]]:
+    """The tasks of the heads, the training frames, and each data set's validation frames.
+
+    The tasks are those of `config`, or of the checkpoint to resume.
+    """
+    if distributed.is_main() and config.data == Config().data and not Path(next(iter(config.data))).exists():
+        print(f"{next(iter(config.data))} does not exist: generating it, once")
+        write_rooms(Path(next(iter(config.data))), workers=2)
+    distributed.wait()
+    folders = [read_folder(path, config.teacher_labels) for path in config.data]
+    if config.teacher_labels and not any(folder.taught for folder in folders):
+        raise ValueError(
+            f"teacher_labels: no data set has labels in {config.teacher_labels}/: python teach.py makes them"
+        )
+    heads, domains = make_domains(folders, config)
+    if resume:
+        stored = {name: tasks_from_plain(tasks) for name, tasks in resume["domains"].items()}
+        if stored.keys() != domains.keys():
+            raise ValueError(f"data: {', '.join(domains)}, but the run was started with {', '.join(stored)}")
+        heads, domains = tasks_from_plain(resume["tasks"]), stored
+    train_lists = [read_list(folder, config.train_split, config.teacher_labels) for folder in folders]
+    val_lists = [read_list(folder, config.val_split) for folder in folders]
+    if config.val_split != config.train_split:  # who names one split for both wants to see what is learnt by heart
+        refuse_shared_frames(list(chain(*train_lists)), list(chain(*val_lists)))
+    parts, val = [], {}
+    for folder, train_list, val_list in zip(folders, train_lists, val_lists, strict=True):
+        part = Frames(folder, train_list, domains[folder.name], config, train=True)
+        if config.cache:
+            part.decode_all()
+        if config.class_weights == "log" and not resume:
+            for number, (name, task) in enumerate(part.tasks.items()):
+                labelled = any(part.weights(index)[number] for index in range(len(part)))
+                if labelled and hasattr(task, "class_weights"):
+                    weights = 1 / np.log(1.02 + class_frequencies(part, task))
+                    part.tasks[name] = dataclasses.replace(task, class_weights=tuple(weights.tolist()))
+        parts.append(part)
+        val[folder.name] = Frames(folder, val_list, part.tasks, config, train=False)
+        if config.cache:
+            val[folder.name].decode_all()
+    return heads, Mixture(parts, list(config.data.values())), val

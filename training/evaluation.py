@@ -1,0 +1,114 @@
+"""Metrics of a network over the frames of data sets: used in training, by evaluate.py and by export.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import distributed
+from config import Config
+from dataset import Frames, eval_loader
+from deploy.backends import Backend
+from folders import Folder, label_tasks, read_list
+from metrics import Metrics, Protocol
+from model import Network, predict_batch, tasks_of
+from tasks import Task
+from utils import autocast, pick_precision
+
+
+@torch.inference_mode()
+def accumulate(
+    network: Network | Backend,
+    loader: DataLoader,
+    device: torch.device,
+    precision: torch.dtype = torch.float32,
+    protocol: Protocol = Protocol(),  # noqa: B008 - frozen
+    scales: Iterable[float] = (1.0,),
+    mirror: bool = False,
+    progress: bool = False,
+    tasks: Mapping[str, Task] | None = None,
+) -> dict[str, Metrics]:
+    """{task: metrics} of every frame of `loader` (`dataset.eval_loader`) at ground-truth size.
+
+    With several processes, over the frames of all their loaders. `tasks` are those of the loader's data set, by default
+    the network's, which must be in eval mode.
+    """
+    tasks = network.tasks if tasks is None else tasks
+    metrics = {name: task.metrics(protocol) for name, task in tasks.items()}
+    shown = progress and distributed.is_main()
+    for batches in tqdm(loader, desc="evaluate", disable=None if shown else True, leave=False):
+        for batch in batches:
+            images = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last)
+            targets = {name: batch[name].to(device, non_blocking=True) for name in metrics}
+            sizes = {name: tuple(target.shape[-2:]) for name, target in targets.items()}
+            with autocast(device, precision):
+                predictions = predict_batch(network, images, sizes, scales, mirror, tasks)
+            for name, accumulator in metrics.items():
+                accumulator.update(predictions[name], targets[name])
+    mine, *others = distributed.gather(metrics)
+    for theirs in others:
+        for name, item in mine.items():
+            item.merge(theirs[name])
+    return mine
+
+
+def values_of(metrics: Mapping[str, Metrics]) -> dict[str, float]:
+    """{"task/metric": value}"""
+    return {f"{task}/{name}": value for task, item in metrics.items() for name, value in item.compute().items()}
+
+
+def pick_tasks(network: Network | Backend, folder: Folder, path: Path, domain: str = "") -> dict[str, Task]:
+    """The tasks to evaluate on a data set: those of `domain`, or of the network's data set of the same name, of one
+    with the same classes, or all of the network's.
+
+    Raises ValueError when none has the data set's classes, or no task has labels there.
+    """
+    labelled = label_tasks(folder)
+    if not set(network.tasks) & set(labelled):
+        raise ValueError(f"{folder.root} has labels for {', '.join(labelled)}, {path} for {', '.join(network.tasks)}")
+    named = [network.domains[folder.name]] if folder.name in network.domains else []
+    choices = [*named, *network.domains.values(), network.tasks]
+    if domain:
+        choices = [tasks_of(network, domain, path)]
+    # Classes that a data set's labels use must be those that the network gives.
+    wanted = {name: section["classes"] for name, section in folder.sections.items() if "classes" in section}
+    for tasks in choices:
+        if all(name not in tasks or tasks[name].classes == classes for name, classes in wanted.items()):
+            return tasks
+    name, classes = next((name, classes) for name, classes in wanted.items() if name in network.tasks)
+    counts = " or ".join(dict.fromkeys(str(len(tasks[name].classes)) for tasks in choices))
+    raise ValueError(f"{folder.root}: its classes are not those of {path} ({len(classes)} and {counts})")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How checkpoints are evaluated, from the command line."""
+
+    config: Config  # of the first checkpoint, with what the command line changes: machine, data, split
+    device: torch.device
+    protocol: Protocol
+    scales: tuple[float, ...]
+    mirror: bool
+
+
+def evaluate_folder(
+    network: Network | Backend, folder: Folder, split: str, tasks: Mapping[str, Task], settings: Settings
+) -> tuple[dict[str, float], int]:
+    """The metrics on a split of a data set, and its number of frames."""
+    # The size of the images is the network's own; the machine's settings are those of the command line.
+    config = dataclasses.replace(settings.config, long_side=network.config.long_side)
+    frames = Frames(folder, read_list(folder, split), tasks, config, train=False)
+    if isinstance(network, Network):
+        network = network.to(settings.device, memory_format=torch.channels_last)
+    precision = pick_precision(config.precision, settings.device)
+    metrics = accumulate(
+        network, eval_loader(frames, config, pin=settings.device.type == "cuda"), settings.device, precision,
+        settings.protocol, settings.scales, settings.mirror, progress=True, tasks=tasks,
+    )  # fmt: skip
+    return values_of(metrics), len(frames)
