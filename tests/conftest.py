@@ -6,12 +6,12 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import forkserver
 import numpy as np
 import pytest
 import torch
@@ -49,19 +49,29 @@ def rooms_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Script = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_unconfigure() -> None:
+    forkserver.SERVER.stop()
+
+
 @pytest.fixture(scope="session")
 def script() -> Script:
     """script("train.py", "--epochs", 2, cwd=...) runs it as a user would and returns what it printed.
 
-    A module of a folder has its dotted name."""
+    A module of a folder has its dotted name.
+    It runs in a fork of a process that has imported torch (tests/forkserver.py); with fresh=True in a new process.
+    """
 
     def call(
-        name: str, *arguments: object, cwd: Path | None = None, **environment: str
+        name: str, *arguments: object, cwd: Path | None = None, fresh: bool = False, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        start = [str(ROOT / name)] if name.endswith(".py") else ["-m", name]
-        command = [sys.executable, *start, *map(str, arguments)]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-        return subprocess.run(command, cwd=cwd or ROOT, env=env, capture_output=True, text=True, timeout=300)
+        process = forkserver.start(
+            name, *arguments, cwd=cwd or ROOT, environment={**os.environ, **environment}, fresh=fresh
+        )
+        try:
+            out, errors = process.communicate(timeout=300)
+        finally:
+            process.kill()  # does nothing when it has ended
+        return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
     return call
 
@@ -118,12 +128,12 @@ def only_error_line(done: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-def start(arguments: list[object]) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def start(arguments: list[object], cwd: Path | None = None) -> forkserver.Fork | subprocess.Popen[str]:
+    """Starts train.py in a session of its own."""
+    return forkserver.start("train.py", *arguments, cwd=cwd, new_session=True)
 
 
-def wait_for(path: Path, line: str, process: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, line: str, process: forkserver.Fork | subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while not (path.is_file() and line in path.read_text()):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
