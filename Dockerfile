@@ -21,9 +21,10 @@ RUN case "$DEVICE" in \
         *) echo "error: DEVICE is $DEVICE; it must be cpu or cuda" >&2; exit 1 ;; \
     esac \
     && pip install --no-cache-dir --index-url "$index" "torch>=2.11" "torchvision>=0.26"
-COPY requirements*.txt ./
-RUN pip install --no-cache-dir -r requirements.txt -r requirements-deploy.txt -r requirements-video.txt \
-        -r requirements-3d.txt -r requirements-app.txt
+COPY requirements.txt ./
+COPY requirements requirements
+RUN pip install --no-cache-dir -r requirements.txt -r requirements/deploy.txt -r requirements/video.txt \
+        -r requirements/3d.txt -r requirements/app.txt
 RUN useradd --uid 1000 --create-home joint && install -d -o joint -g joint /joint/runs /joint/dataset /joint/model
 COPY --chown=1000:1000 . .
 USER 1000

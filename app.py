@@ -4,7 +4,7 @@
     python app.py --checkpoint a/best.pt b.xml --port 8000    # these; .onnx and .xml files as well
 
 For this machine only unless --host says otherwise. Pictures come from uploads and nowhere else, and nothing leaves the
-machine: the page loads nothing from outside. Needs requirements-app.txt.
+machine: the page loads nothing from outside. Needs requirements/app.txt.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class OnnxTeacher:
         try:
             import onnxruntime
         except ImportError as problem:
-            hint = "install it with: pip install -r requirements-deploy.txt"
+            hint = "install it with: pip install -r requirements/deploy.txt"
             raise ValueError(f"--teacher: {path} needs onnxruntime ({problem}); {hint}") from None
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")

@@ -213,11 +213,12 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
 
 OPTIONAL = {  # package -> what brings it
-    "av": "requirements-video.txt",
-    "open3d": "requirements-3d.txt",
-    "gradio": "requirements-app.txt",
-    "plotly": "requirements-app.txt",
-    "playwright": "requirements-dev.txt",
+    "matplotlib": "requirements.txt",
+    "av": "requirements/video.txt",
+    "open3d": "requirements/3d.txt",
+    "gradio": "requirements/app.txt",
+    "plotly": "requirements/app.txt",
+    "playwright": "requirements/dev.txt",
 }
 
 
@@ -230,7 +231,7 @@ def require(*packages: str) -> None:
         try:
             importlib.import_module(package)
         except ModuleNotFoundError:
-            file = OPTIONAL.get(package, "requirements-deploy.txt")
+            file = OPTIONAL.get(package, "requirements/deploy.txt")
             raise ValueError(f"{package} is not installed: pip install -r {file}") from None
         except ImportError as problem:  # it is there, but a library of the system is not
             hint = f"; {SYSTEM}" if package == "open3d" else ""

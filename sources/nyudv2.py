@@ -129,7 +129,7 @@ def convert_mat(mat: Path, splits: Path, class_map: Path | None, output: Path) -
         import h5py
         import scipy.io  # noqa: F401 - read_variables uses it
     except ImportError as problem:
-        hint = "install them with: pip install -r requirements-prepare.txt"
+        hint = "install them with: pip install -r requirements/prepare.txt"
         raise ValueError(f"--mat needs h5py and scipy ({problem}); {hint}") from None
     for path in (mat, splits, class_map):
         if path is not None and not path.is_file():

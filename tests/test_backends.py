@@ -168,10 +168,10 @@ def test_mistakes_are_named(network, tmp_path):
 def test_a_missing_package_says_what_to_install(network, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ValueError, match=r"openvino is not installed: pip install -r requirements-deploy\.txt"):
+    with pytest.raises(ValueError, match=r"openvino is not installed: pip install -r requirements/deploy\.txt"):
         open_backend(network, "openvino")
     assert backends.fastest(torch.device("cpu")) == "eager"
-    assert (ROOT / "requirements-deploy.txt").is_file()
+    assert (ROOT / "requirements/deploy.txt").is_file()
 
 
 def test_calls_from_several_threads(network):

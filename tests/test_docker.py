@@ -1,4 +1,4 @@
-"""The Dockerfile: built where there is Docker, read by a linter here."""
+"""The Dockerfile, read but never built: by a linter, for the files that it names, and its choice of an index."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_linter_finds_nothing():
 
 def test_what_it_names_is_there():
     installed = re.findall(r"-r (\S+)", TEXT)
-    assert "requirements.txt" in installed and "requirements-app.txt" in installed
+    assert "requirements.txt" in installed and "requirements/app.txt" in installed
     copied = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     for name in [*installed, *copied, "app.py", "train.py"]:
         assert list(ROOT.glob(name)), name

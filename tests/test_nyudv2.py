@@ -326,6 +326,6 @@ def test_files_that_are_not_matlab(here: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValueError, match=r"not an HDF5 file .* or cut off"):
         nyudv2.convert_mat(mat, splits, None, here / "nyud")
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ValueError, match=r"install them with: pip install -r requirements-prepare\.txt"):
+    with pytest.raises(ValueError, match=r"install them with: pip install -r requirements/prepare\.txt"):
         nyudv2.convert_mat(mat, splits, None, here / "nyud")
     assert not list(here.glob("nyud*"))

@@ -91,7 +91,7 @@ def test_train_evaluate_inference(trained, script, tmp_path):
 def test_it_learns(tiny_settings, script, tmp_path):
     """Twelve rooms by heart in a minute: all the parts together turn pictures into classes and metres."""
     plain = ["--zoom", "1,1", "--mirror", "false", "--color", 0, "--crop", "72,96", "--loss_stride", 1]
-    longer = ["--epochs", 160, "--eval_every", 160, "--decoder_width", 64, "--crp_stages", 2, "--threads", 2]
+    longer = ["--epochs", 160, "--eval_every", 160, "--decoder_width", 64, "--crp_stages", 2]
     done = script(
         "train.py", "--config", tiny_settings, "--run", tmp_path / "run", "--val_split", "train", *plain, *longer
     )

@@ -21,8 +21,8 @@ def same(value: Tensor) -> Tensor:
 
 def build(name: str, tasks: tuple[str, ...] = TASKS, **weights: float) -> Weighting:
     if name == "upgrad":
-        pytest.importorskip("quadprog", reason="needs pip install -r requirements-torchjd.txt")
-        pytest.importorskip("torchjd", reason="needs pip install -r requirements-torchjd.txt")
+        pytest.importorskip("quadprog", reason="needs pip install -r requirements/torchjd.txt")
+        pytest.importorskip("torchjd", reason="needs pip install -r requirements/torchjd.txt")
     return build_weighting(name, tasks, weights)
 
 
@@ -380,6 +380,6 @@ def test_upgrad_of_a_network_compiled_as_a_whole():
 @pytest.mark.parametrize("missing", ["torchjd", "quadprog"])
 def test_upgrad_without_its_packages(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ValueError, match=r"pip install -r requirements-torchjd\.txt") as caught:
+    with pytest.raises(ValueError, match=r"pip install -r requirements/torchjd\.txt") as caught:
         build_weighting("upgrad", TASKS, {})
     assert "\n" not in str(caught.value)

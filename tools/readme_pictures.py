@@ -6,7 +6,7 @@
     python -m tools.readme_pictures cloud --checkpoint C --picture photo.jpg                         # media/cloud.jpg
     python -m tools.readme_pictures app --checkpoint C --picture photo.jpg   # media/app.jpg, from Chromium
 
-Needs requirements-dev.txt.
+Needs requirements/dev.txt.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ class UPGrad(Weighting):
         except ImportError:
             raise ValueError(
                 "task_weighting: upgrad needs torchjd and quadprog; install them with: "
-                "pip install -r requirements-torchjd.txt"
+                "pip install -r requirements/torchjd.txt"
             ) from None
         self.aggregator = aggregation.UPGrad
         self.mtl_backward, self.jac_to_grad = autojac.mtl_backward, autojac.jac_to_grad
