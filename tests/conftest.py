@@ -49,7 +49,8 @@ def rooms_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Script = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def pytest_unconfigure() -> None:
+@pytest.hookimpl(tryfirst=True)  # before the coverage is summed up
+def pytest_sessionfinish() -> None:
     forkserver.SERVER.stop()
 
 
