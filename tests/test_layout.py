@@ -20,7 +20,19 @@ LAYERS = (
     ("deploy",),
     ("training", "scene3d", "sources"),
     ("benchmarks",),
-    ("train", "evaluate", "inference", "prepare", "teach", "export", "benchmark", "reconstruct", "app", "plot", "tools"),
+    (
+        "train",
+        "evaluate",
+        "inference",
+        "prepare",
+        "teach",
+        "export",
+        "benchmark",
+        "reconstruct",
+        "app",
+        "plot",
+        "tools",
+    ),
 )
 FLOOR = {name: floor for floor, names in enumerate(LAYERS) for name in names}
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
