@@ -1,8 +1,9 @@
-"""Frames of one or several data sets -> batches of images and labels. folders.py reads the data sets' descriptions."""
+"""Frames of one or several data sets -> batches of images and targets. folders.py reads the data sets' descriptions."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import multiprocessing
 import os
 import signal
@@ -20,9 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 import distributed
 from config import Config
 from folders import Folder, Frame
-from geometry import fitted_size, random_view, resize_image, scaled_camera
+from geometry import LEAST_SIDE, fitted_size, random_view, resize_image, scaled_camera
 from images import read_image
 from tasks import TASKS, Task
+from tasks.base import Target
+
+Batch = dict[str, Tensor | Target]
 
 PADDING_RGB = (124, 116, 104)  # the ImageNet mean: close to zero after normalisation
 
@@ -43,13 +47,23 @@ def color_changes(strength: float) -> Callable[..., dict[str, np.ndarray]]:
 class Frames(Dataset):
     """Frames of a list with their labels, as tensors: {"image": (3, H, W) uint8, task: label, ...}.
 
-    In training, item (..., index) is a random view that depends on nothing but the seed and these numbers: the same
+    In training, item (..., index) is a random view. It depends on the seed and these numbers alone: it is the same
     with any number of workers, and after a resume. In evaluation, item `index` is the image at the network's
-    resolution and the labels as they are on disk.
+    resolution, the labels as they are on disk, and "size" (2,), height and width of the frame; with several `scales`
+    also the image at each of them, see `scaled_name`.
     """
 
-    def __init__(self, folder: Folder, frames: Sequence[Frame], tasks: Mapping[str, Task], config: Config, train: bool):
+    def __init__(
+        self,
+        folder: Folder,
+        frames: Sequence[Frame],
+        tasks: Mapping[str, Task],
+        config: Config,
+        train: bool,
+        scales: Sequence[float] = (1.0,),
+    ) -> None:
         self.folder, self.frames, self.tasks, self.config, self.train = folder, frames, tasks, config, train
+        self.scales = tuple(scales)
         self.decoded: list[dict[str, np.ndarray]] | None = None
         # Before OpenCV starts threads of its own: they would not survive the fork of the loader processes, which
         # would wait for them forever. The frames are the parallel work here.
@@ -84,14 +98,11 @@ class Frames(Dataset):
             elif source in frame.labels:
                 path, section = frame.labels[source], self.folder.sections[source]
                 given = TASKS[source].from_section(section, self.config).read(path, section)
-                label = task.derive(given, scaled_camera(self.folder.camera, *given.shape[:2]))
+                label = task.derive(given, scaled_camera(self.folder.camera, *image.shape[:2]))
             else:
                 path = frame.taught[name]
                 label = task.read(path, self.folder.taught[name])
-            if label.shape[:2] != image.shape[:2]:
-                got, wanted = (f"{array.shape[1]}x{array.shape[0]}" for array in (label, image))
-                raise ValueError(f"{path}: {name} is {got}, but its image is {wanted}")
-            arrays[name] = label
+            arrays[name] = task.at_size(label, image.shape[:2], path)
         return arrays
 
     def decode_all(self) -> None:
@@ -126,33 +137,54 @@ class Frames(Dataset):
                 name: task.view(arrays[name], view) if name in arrays else task.no_label(*self.config.crop)
                 for name, task in self.tasks.items()
             }
+            tensors = {"image": image_tensor(image)}
         else:
-            labels = {name: arrays.get(name, task.no_label(*image.shape[:2])) for name, task in self.tasks.items()}
-            image = resize_image(image, *fitted_size(*image.shape[:2], self.config.long_side))
-        tensors = {name: task.to_tensor(labels[name]) for name, task in self.tasks.items()}
-        return {"image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), **tensors}
+            size = image.shape[:2]
+            labels = {
+                name: arrays[name] if name in arrays else task.no_label(*size) for name, task in self.tasks.items()
+            }
+            fitted = fitted_size(*size, self.config.long_side)
+            tensors = {"size": torch.tensor(size), "image": image_tensor(resize_image(image, *fitted))}
+            for scale in self.scales:
+                # From the frame itself, as the views of a training: a network takes sharpness for distance.
+                scaled = (max(LEAST_SIDE, round(side * scale)) for side in fitted)
+                if scale != 1:
+                    tensors[scaled_name(scale)] = image_tensor(resize_image(image, *scaled))
+        return tensors | {name: task.to_tensor(labels[name]) for name, task in self.tasks.items()}
+
+
+def image_tensor(image: np.ndarray) -> Tensor:
+    """(H, W, 3) -> (3, H, W)"""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def scaled_name(scale: float) -> str:
+    """The key of the image at a scale in samples and batches of evaluation."""
+    return "image" if scale == 1 else f"image at {scale:g}"
 
 
 def class_frequencies(frames: Frames, task: Task) -> np.ndarray:
-    """(C,) share of each class among the labelled pixels of the frames. Raises ValueError when there are none."""
-    counts = np.zeros(256, np.int64)
-    for index in range(len(frames)):
-        if (label := frames.arrays(index).get(task.name)) is not None:
-            counts += np.bincount(label.ravel(), minlength=256)
-    counts = counts[: task.channels]
+    """(C,) share of each class among all labels of the frames; (0,) for a task without class weights.
+
+    Raises ValueError when nothing is labeled.
+    """
+    labels = (frames.arrays(index).get(task.name) for index in range(len(frames)))
+    counts = np.asarray(sum(task.class_counts(label) for label in labels if label is not None))
+    if counts.shape == (0,):
+        return counts
     if not counts.any():
         raise ValueError(f"class_weights: {frames.folder.root} has no labelled pixel")
     return counts / counts.sum()
 
 
 class Mixture(Dataset):
-    """The training frames of several data sets: item (round, data set, index) is that frame's view, with
-
-    "domain": the data set's number, and "weight": (tasks,), see `Frames.weights`.
+    """Training frames of several data sets. Item (round, data set, index) is `Frames`' view of that frame, plus
+    "domain", the data set's number, and "weight" (tasks,), see `Frames.weights`.
     """
 
     def __init__(self, parts: Sequence[Frames], shares: Sequence[float]) -> None:
         self.parts, self.shares = parts, shares
+        self.tasks = parts[0].tasks  # all parts collate labels in the same way
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -258,12 +290,20 @@ class StepSampler:
                 yield frames[part :: self.accumulate * distributed.count()]
 
 
-def group_by_shape(samples: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Stacks the samples of equal shapes: a batch of frames of several sizes becomes several batches."""
-    groups: dict[tuple[torch.Size, ...], list[dict[str, Tensor]]] = {}
+def collate(samples: Sequence[Mapping[str, Tensor]], tasks: Mapping[str, Task]) -> Batch:
+    """Samples with images of one size -> batch: each task collates its labels, everything else is stacked."""
+    return {
+        name: (tasks[name].collate if name in tasks else torch.stack)([sample[name] for sample in samples])
+        for name in samples[0]
+    }
+
+
+def group_by_shape(samples: Sequence[Mapping[str, Tensor]], tasks: Mapping[str, Task]) -> list[Batch]:
+    """Samples of evaluation -> a batch for each size of frames and of images."""
+    groups: dict[tuple[int, ...], list[Mapping[str, Tensor]]] = {}
     for sample in samples:
-        groups.setdefault(tuple(value.shape for value in sample.values()), []).append(sample)
-    return [{name: torch.stack([item[name] for item in group]) for name in group[0]} for group in groups.values()]
+        groups.setdefault((*sample["image"].shape, *sample["size"].tolist()), []).append(sample)
+    return [collate(group, tasks) for group in groups.values()]
 
 
 def _start_worker(worker: int) -> None:
@@ -299,8 +339,10 @@ def steps_per_epoch(mixture: Mixture, config: Config) -> int:
 
 
 def train_loader(mixture: Mixture, config: Config, steps: int, first_step: int = 0, pin: bool = False) -> DataLoader:
-    """The batches {"image": (B, 3, h, w) uint8, task: (B, ...), "domain", "weight"} of the steps from `first_step`."""
-    return _loader(mixture, config, pin, batch_sampler=StepSampler(mixture, config, steps, first_step))
+    """The batches {"image": (B, 3, h, w) uint8, task: target, "domain", "weight"} of the steps from `first_step`."""
+    together = functools.partial(collate, tasks=mixture.tasks)
+    sampler = StepSampler(mixture, config, steps, first_step)
+    return _loader(mixture, config, pin, batch_sampler=sampler, collate_fn=together)
 
 
 def batches_of(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
@@ -318,11 +360,12 @@ def batches_of(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
 
 
 def eval_loader(frames: Frames, config: Config, pin: bool = False) -> DataLoader:
-    """Lists of batches of equal shapes (see `group_by_shape`); every frame once, in order, in one of the processes.
+    """Lists of batches (see `group_by_shape`); every frame once, in order, in one of the processes.
 
     `pin` for a GPU. Without one the network takes all cores, and other processes beside it cost more than they save.
     """
     if not pin:
         config = dataclasses.replace(config, workers=0)
     own = range(distributed.rank(), len(frames), distributed.count())
-    return _loader(frames, config, pin, batch_size=config.batch_size, collate_fn=group_by_shape, sampler=own)
+    together = functools.partial(group_by_shape, tasks=frames.tasks)
+    return _loader(frames, config, pin, batch_size=config.batch_size, collate_fn=together, sampler=own)

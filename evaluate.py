@@ -21,7 +21,7 @@ from checkpoints import check_sha256, newest_checkpoint
 from config import Parser, convert, make_config
 from deploy.backends import Backend, open_network
 from folders import Folder, read_folder
-from metrics import Protocol
+from metrics import CROPS, Protocol
 from model import Network
 from tasks import Task
 from training.evaluation import Settings, evaluate_folder, pick_tasks
@@ -89,8 +89,8 @@ def main() -> None:
     parser.add_argument("--split", help="default: the validation split of the training")
     parser.add_argument("--domain", default="", metavar="NAME", help="predict as for this data set of the training")
     parser.add_argument("--against", nargs="+", metavar="FILE", help="single-task checkpoints, for Delta-m")
-    parser.add_argument("--crop", default="none", choices=("none", "eigen"), help="for depth, as in Eigen et al.")
-    parser.add_argument("--cap", default="0", metavar="METRES", help="leave out deeper ground truth and clamp to it")
+    parser.add_argument("--crop", default="none", choices=CROPS, help="of depth: eigen for NYUDv2, garg for KITTI")
+    parser.add_argument("--cap", default="0", metavar="METRES", help="of depth: leave out what is deeper; KITTI: 80")
     parser.add_argument("--per_image", action="store_true", help="average depth errors over images, not over pixels")
     parser.add_argument("--sha256", default="", metavar="HEX", help="refuse a checkpoint with another check sum")
     parser.add_argument("--mirror", action="store_true", help="average with the mirrored picture")

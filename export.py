@@ -85,15 +85,10 @@ def check(
         sizes = dict.fromkeys(backend.tasks, tuple(image.shape[1:]))
         mine, reference = backend.predict(batch, sizes), network.predict(batch, sizes, backend.tasks)
         for name, value in reference.items():
-            other = mine[name]
-            if value.is_floating_point():
-                difference = (other - value).abs()
-                wrong = difference > tolerance * value.abs().clamp(min=1e-3)
-                largest[name] = max(largest[name], float(difference.max()))
-            else:
-                wrong = other != value
-            changed[name] += int(wrong.sum())
-            pixels[name] += wrong.numel()
+            difference, wrong, count = backend.tasks[name].difference(mine[name], value, tolerance)
+            largest[name] = max(largest[name], difference)
+            changed[name] += wrong
+            pixels[name] += count
     for name in backend.tasks:
         yield name, largest[name], changed[name] / pixels[name]
 

@@ -1,4 +1,4 @@
-"""Data sets on disk: dataset.yaml and list files, and which tasks they have labels for. dataset/README.md shows one."""
+"""Data sets on disk: dataset.yaml, list files, and the tasks that have labels. dataset/README.md shows one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Folder:
 
     @property
     def derived(self) -> dict[str, str]:
-        """Tasks whose labels follow from those of another one -> that one."""
+        """{task whose labels can be derived here: the task from whose labels}"""
         return {
             name: kind.derived_from
             for name, kind in TASKS.items()
@@ -102,7 +102,7 @@ def read_folder(path: str | Path, teacher_labels: str = "") -> Folder:
 
 
 def teacher_file(folder: Folder, image: Path, teacher_labels: str, task: str) -> Path:
-    """Where a teacher's label of an image lies: the image's path in the data set, below the teacher's folder.
+    """The path of a teacher's label: that of the image inside the data set, below the folder `teacher_labels`/task.
 
     Raises ValueError for an image outside of the data set.
     """
@@ -110,11 +110,11 @@ def teacher_file(folder: Folder, image: Path, teacher_labels: str, task: str) ->
         inside = Path(os.path.normpath(image)).relative_to(os.path.normpath(folder.root))
     except ValueError:
         raise ValueError(f"{image}: it is outside of {folder.root}, where a teacher's label could not lie") from None
-    return folder.root / teacher_labels / task / inside.with_name(f"{inside.name}.png")
+    return folder.root / teacher_labels / task / inside.with_name(f"{inside.name}{TASKS[task].suffix}")
 
 
 def read_list(folder: Folder, split: str, teacher_labels: str = "") -> list[Frame]:
-    """The frames of a split, in order, with the labels of a teacher where there are no others.
+    """The frames of a split, in order; a label of a teacher stands in where a frame has no other.
 
     Raises ValueError with list file and line, also for a missing file.
     """
@@ -159,7 +159,7 @@ def parse_line(folder: Folder, where: str, line: str) -> Frame:
 
 
 def label_tasks(folder: Folder) -> list[str]:
-    """The tasks for which a data set has labels: files, a teacher's files, or what can be derived from another's."""
+    """The tasks for which a data set has labels: files, a teacher's files, or labels derived from another task's."""
     return [name for name in TASKS if name in folder.sections or name in folder.taught or name in folder.derived]
 
 
@@ -185,21 +185,20 @@ def make_tasks(folder: Folder, config: Config) -> dict[str, Task]:
 
 
 def make_domains(folders: Sequence[Folder], config: Config) -> tuple[dict[str, Task], dict[str, dict[str, Task]]]:
-    """(the tasks of the network's heads, {data set: its own tasks, which read their part of the heads}).
+    """Returns (heads, domains): heads[task] defines the output layer that all data sets share; domains[data set][task]
+    is that data set's view of it, its classes and its range.
 
-    Each data set has all tasks: one without labels for a task has that of the head. Raises ValueError for two data
-    sets of one name, or a task without labels.
+    A data set without labels for a task takes that of the head. Raises ValueError for two data sets of one name, and
+    for a task without labels.
     """
     by_name = {folder.name: folder for folder in folders}
     own = {folder.name: make_tasks(folder, config) for folder in folders}
     for folder in folders:
         if by_name[folder.name] is not folder:
             other = by_name[folder.name]
-            mine, theirs = (
-                {task: section["classes"] for task, section in item.sections.items() if "classes" in section}
-                for item in (folder, other)
-            )
-            differ = any(theirs.get(task, classes) != classes for task, classes in mine.items())
+            theirs = make_tasks(other, config)
+            both = [name for name in theirs if name in folder.sections and name in other.sections]
+            differ = any(theirs[name].misfit(folder.sections[name]) for name in both)
             clash = ", and their class lists differ" if differ else ""
             raise ValueError(
                 f"data: {folder.root} and {other.root} are both called {folder.name!r}{clash}; "

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from config import Config
 
+LEAST_SIDE = 32  # pixels of a side of an image: the coarsest features of an encoder span as many
+
 
 @dataclass(frozen=True)
 class View:
@@ -64,6 +66,15 @@ def resize_raw(raw: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Te
     if not torch.compiler.is_compiling() and raw.shape[-2:] == size:
         return raw.float()
     return F.interpolate(raw.float(), size=size, mode=mode, align_corners=False)
+
+
+def resize_nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, ..., h, w) -> (B, ..., *size), each pixel from the nearest one."""
+    rows, columns = (
+        ((torch.arange(to, device=values.device) + 0.5) * of / to).long()
+        for to, of in zip(size, values.shape[-2:], strict=True)
+    )
+    return values[..., rows, :][..., columns]
 
 
 def argmax_resized(raw: Tensor, size: tuple[int, int]) -> Tensor:

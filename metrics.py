@@ -1,7 +1,7 @@
 """Metrics: accumulators with update(prediction, target) and compute() -> {name: value}.
 
-Sums stay on the device of the predictions. Each frame is counted once, and the values do not depend on the batches or
-on which process saw which frame: counts are integers, and sums of real numbers are kept for each image.
+Sums stay on the device of the predictions. Values do not depend on how frames are split into batches and processes:
+counts are integers, and sums of real numbers are kept for each image.
 """
 
 from __future__ import annotations
@@ -15,24 +15,41 @@ import torch
 from torch import Tensor
 
 EIGEN_CROP = (45, 471, 41, 601)  # rows and columns of a 480x640 frame that Eigen et al. evaluate (NYUDv2)
+# Rows and columns that Garg et al. (ECCV 2016, arXiv 1603.04992) evaluate (KITTI), as shares of the frame.
+GARG_CROP = (0.40810811, 0.99189189, 0.03594771, 0.96405229)
+CROPS = ("none", "eigen", "garg")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How depth is evaluated; papers differ in each of these."""
+    """How depth is evaluated. Papers differ in it: NYUDv2 takes crop eigen and cap 10, KITTI crop garg and cap 80."""
 
-    crop: str = "none"  # none | eigen
+    crop: str = "none"  # one of CROPS
     cap_m: float = 0.0  # leave out ground truth beyond it and clamp predictions to it; 0 = no cap
     per_image: bool = False  # average over images instead of pooling all pixels
 
 
-class Metrics(typing.Protocol):
-    """What an accumulator offers."""
+def crop_of(kind: str, height: int, width: int) -> tuple[slice, slice]:
+    """The rows and columns of a frame inside a crop of CROPS. Raises ValueError for a size that it is not for."""
+    if kind == "none":
+        return slice(None), slice(None)
+    if kind == "garg":
+        sides = (height, height, width, width)
+        top, bottom, left, right = (int(share * side) for share, side in zip(GARG_CROP, sides, strict=True))
+    elif (height, width) == (480, 640):
+        top, bottom, left, right = EIGEN_CROP
+    else:
+        raise ValueError(f"crop eigen is defined for 640x480 frames; this one is {width}x{height}")
+    return slice(top, bottom), slice(left, right)
 
-    def update(self, prediction: Tensor, target: Tensor) -> None: ...
+
+class Metrics(typing.Protocol):
+    """An accumulator of one task: predictions and targets are what the task makes them."""
+
+    def update(self, prediction: typing.Any, target: typing.Any) -> None: ...
 
     def merge(self, other: typing.Self) -> None:
-        """Adds what another process has seen; its tensors are on the CPU."""
+        """Adds what another process has counted; its tensors are on the CPU."""
 
     def compute(self) -> dict[str, float]: ...
 
@@ -47,7 +64,7 @@ class SegmentationMetrics:
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """prediction (B, H, W) class ids; target (B, H, W), where ids >= C mean "no label"."""
         count = len(self.classes)
-        # Pixels without a label are counted behind the matrix: to pick the others takes longer.
+        # Pixels without a label get an entry behind the matrix, which is faster than to select the others.
         pairs = torch.where(target < count, target.int() * count + prediction.int(), count * count).flatten()
         matrix = torch.bincount(pairs, minlength=count * count + 1)[:-1].view(count, count)
         self.confusion = matrix if self.confusion is None else self.confusion + matrix
@@ -86,15 +103,11 @@ class DepthMetrics:
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Both (B, H, W) in metres; target 0 means "no reading"."""
-        if self.protocol.crop == "eigen":
-            if tuple(target.shape[1:]) != (480, 640):
-                height, width = target.shape[1:]
-                raise ValueError(f"crop eigen is defined for 640x480 frames; this one is {width}x{height}")
-            top, bottom, left, right = EIGEN_CROP
-            prediction, target = prediction[:, top:bottom, left:right], target[:, top:bottom, left:right]
+        rows, columns = crop_of(self.protocol.crop, *target.shape[1:])
+        prediction, target = prediction[:, rows, columns], target[:, rows, columns]
         cap = self.protocol.cap_m or torch.inf
         valid = (target > 0) & (target <= cap)
-        # At invalid pixels both become 1 m, which adds 0 to each sum of errors. Logarithms need a floor: 1 mm.
+        # Invalid pixels become 1 m in both, so that they add 0 to each sum. Logarithms need a lower limit: 1 mm.
         truth = torch.where(valid, target, 1.0).double()
         depth = torch.where(valid, prediction.double().clamp(1e-3, cap), 1.0)
         error, quotient = depth - truth, depth / truth

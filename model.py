@@ -6,7 +6,7 @@ and 40 classes + depth it is the network of that paper, 3,070,057 parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,25 +15,20 @@ from torch import Tensor, nn
 
 from checkpoints import CHECKPOINT_FORMAT, CHECKPOINT_VERSION, read_checkpoint, read_torch_file
 from config import Config, make_config, near, read_json
-from geometry import resize_raw
-from networks.decoders import DECODERS, build_decoder, build_head, initialise_small
+from geometry import LEAST_SIDE, resize_raw
+from networks.decoders import DECODERS, build_decoder
 from networks.encoders import build_encoder, load_matching, read_weights
 from networks.paper_checkpoints import read_published
-from tasks import Task, tasks_from_plain
+from tasks import CLASS_LISTS, Task, tasks_from_plain
 
 # ---------------------------------------------------------------------------------------------- network
 
 
-LEAST_SIDE = 32  # pixels: some encoders have nothing left of less
-
-
 class Network(nn.Module):
-    """Images (B, 3, H, W), uint8 or floats in 0..1, RGB -> {task: raw output (B, channels, h, w)}.
+    """Images (B, 3, H, W), uint8 or floats in 0..1, RGB -> {task: raw output}; of a task with a value for each pixel
+    (B, channels, h, w), where h and w are those of the image over `decoder.stride`, rounded up.
 
-    h and w are those of the image over `decoder.stride`, rounded up: a quarter with refinenet.
-
-    It knows its tasks, those of each data set that it was trained on (`domains`), and the settings of its training,
-    so that nothing has to be said again when it is used.
+    It holds its tasks, those of each data set that it was trained on (`domains`) and the settings of its training.
     """
 
     def __init__(
@@ -48,25 +43,36 @@ class Network(nn.Module):
         self.domains = {name: dict(own) for name, own in (domains or {}).items()}
         self.encoder = encoder
         self.decoder = build_decoder(config, encoder.channels, encoder.strides)
-        width = self.decoder.width
-        self.heads = nn.ModuleDict({name: build_head(width, task.channels) for name, task in tasks.items()})
+        # {task: indices of the decoder's maps that its head reads}
+        self.levels = {name: tuple(task.levels(self.decoder.strides)) for name, task in tasks.items()}
+        self.used = sorted({level for levels in self.levels.values() for level in levels})
+        self.heads = nn.ModuleDict()
+        for name, task in tasks.items():
+            channels = [self.decoder.channels[level] for level in self.levels[name]]
+            self.heads[name] = task.head(channels, [self.decoder.strides[level] for level in self.levels[name]])
         self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1), persistent=False)
-        self.decoder.initialise()
-        self.heads.apply(initialise_small)
+        for part in (self.decoder, *self.heads.values()):
+            part.initialise()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self.heads_of(self.shared(images))
 
-    def shared(self, images: Tensor) -> Tensor:
-        """Images -> the map (B, width, h, w) that all heads read."""
+    def shared(self, images: Tensor) -> list[Tensor]:
+        """Images -> the maps (B, width, h, w) that the heads read, the finest first."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
         images = ((images - self.mean) / self.std).to(next(self.encoder.parameters()).dtype)
         if min(images.shape[-2:]) < LEAST_SIDE:
             images = resize_raw(images, tuple(max(side, LEAST_SIDE) for side in images.shape[-2:]))
-        features = self.encoder(images)
-        return self.decoder(features)
+        return self.maps(images)
+
+    def maps(self, normalized: Tensor) -> list[Tensor]:
+        """Images of which mean and deviation are those of the encoder -> the maps that the heads read."""
+        maps = self.decoder(self.encoder(normalized))
+        # Finer maps are computed from coarser ones. With an alias of each, the gradient by a map is that of the heads
+        # that read it, and no other map's.
+        return [maps[level].view_as(maps[level]) if len(self.used) > 1 else maps[level] for level in self.used]
 
     @torch.inference_mode()
     def predict(
@@ -78,19 +84,21 @@ class Network(nn.Module):
         """
         return decode(self(images), sizes, self.tasks if tasks is None else tasks)
 
-    def heads_of(self, shared: Tensor) -> dict[str, Tensor]:
-        return {name: head(shared) for name, head in self.heads.items()}
+    def heads_of(self, shared: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The maps of `shared` -> {task: raw output}."""
+        maps = dict(zip(self.used, shared, strict=True))
+        return {name: head(*(maps[level] for level in self.levels[name])) for name, head in self.heads.items()}
 
 
 def decode(
     raws: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, int]], tasks: Mapping[str, Task]
 ) -> dict[str, Tensor]:
-    """{task: raw output of the whole head} -> {task: prediction at sizes[task]}."""
+    """{task: raw output of the head that data sets share} -> {task: prediction at sizes[task]}."""
     return {name: task.decode(task.select(raws[name]), sizes[name]) for name, task in tasks.items()}
 
 
 def tasks_of(network: Network, domain: str, path: Path) -> dict[str, Task]:
-    """The tasks as for the data set `domain` of the training, or "" for those of the whole heads.
+    """The tasks of the data set `domain` of the training, or for "" those of the heads that all data sets share.
 
     Raises ValueError, which names the checkpoint `path`.
     """
@@ -100,6 +108,20 @@ def tasks_of(network: Network, domain: str, path: Path) -> dict[str, Task]:
         known = ", ".join(network.domains) or "no data sets"
         raise ValueError(f"--domain: {path} does not know {domain!r}{near(domain, network.domains)}; it has: {known}")
     return network.domains[domain]
+
+
+def mixed_domains(network: Network, domain: str) -> str:
+    """A warning for users who name no data set of a network whose data sets have class lists of their own; '' = none.
+
+    Outputs of different class lists were trained apart: which of them is largest says little.
+    """
+    mixed = [name for name in network.tasks if any(own[name].is_part for own in network.domains.values())]
+    if domain or not mixed:
+        return ""
+    return (
+        f"{', '.join(mixed)}: the classes of {' and '.join(network.domains)} were trained apart and compete here; "
+        f"--domain takes those of one, such as --domain {next(iter(network.domains))}"
+    )
 
 
 def build_network(
@@ -147,10 +169,7 @@ def load_network(path: str | Path) -> Network:
         return network_from_checkpoint(read_safetensors(path), path)
     content = read_torch_file(path)
     if isinstance(content, dict) and content.get("format") != CHECKPOINT_FORMAT and "state_dict" in content:
-        config, tasks, domains, weights = read_published(content["state_dict"], path)
-        network = build_network(config, tasks, domains, load_encoder=False)
-        load_matching(network, weights, path)
-        return network.eval()
+        return network_from_checkpoint(read_published(content["state_dict"], path, CLASS_LISTS["nyu40"]), path)
     return network_from_checkpoint(read_checkpoint(path), path)
 
 
@@ -193,27 +212,36 @@ def predict_batch(
     network: Network,
     images: Tensor,
     sizes: Mapping[str, tuple[int, int]],
-    scales: Iterable[float] = (1.0,),
     mirror: bool = False,
     tasks: Mapping[str, Task] | None = None,
 ) -> dict[str, Tensor]:
-    """images (B, 3, H, W) uint8 -> {task: prediction (B, ...) at sizes[task]}.
+    """images (B, 3, H, W) uint8 -> {task: prediction (B, ...) at sizes[task]}; with `mirror`, merged with that of the
+    mirror image.
 
-    With several scales, or mirrored as well, the scores of all views are averaged. `tasks` are those of a data set
-    (one of `network.domains`), by default the network's, with all classes.
+    `tasks` are those of a data set (one of `network.domains`), by default the network's, with all classes.
     """
-    scales = tuple(scales)
+    return predict_scales(network, {1.0: images}, sizes, mirror, tasks)
+
+
+def predict_scales(
+    network: Network,
+    images: Mapping[float, Tensor],
+    sizes: Mapping[str, tuple[int, int]],
+    mirror: bool = False,
+    tasks: Mapping[str, Task] | None = None,
+) -> dict[str, Tensor]:
+    """`predict_batch` of frames at several scales, {scale: (B, 3, H, W) uint8}: each task merges what it sees there.
+
+    The pictures of a scale should be resized from the frames themselves, as the views of a training are: a network
+    takes sharpness for distance.
+    """
     tasks = network.tasks if tasks is None else tasks
-    if scales == (1.0,) and not mirror:
-        return network.predict(images, sizes, tasks)
-    total: dict[str, Tensor] = {}
-    for scale in scales:
-        size = tuple(max(32, round(side * scale)) for side in images.shape[-2:])
-        scaled = images if scale == 1 else resize_raw(images / 255, size).clamp(0, 1)
+    if tuple(images) == (1.0,) and not mirror:
+        return network.predict(images[1.0], sizes, tasks)
+    views: dict[str, list[tuple[Tensor, float, bool]]] = {name: [] for name in tasks}
+    for scale, pixels in images.items():
         for flipped in (False, True) if mirror else (False,):
-            raws = network(scaled.flip(-1) if flipped else scaled)
+            raws = network(pixels.flip(-1) if flipped else pixels)
             for name, task in tasks.items():
-                scores = task.undo(task.scores(task.select(raws[name]), sizes[name]), scale, flipped)
-                total[name] = total[name] + scores if name in total else scores
-    views = len(scales) * (2 if mirror else 1)
-    return {name: tasks[name].decide(scores / views) for name, scores in total.items()}
+                views[name].append((task.select(raws[name]), scale, flipped))
+    return {name: task.merge(views[name], sizes[name]) for name, task in tasks.items()}

@@ -14,6 +14,7 @@ Hard distillation for asymmetric annotations: Nekrasov et al., arXiv 1809.04766,
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,31 +108,18 @@ class OnnxTeacher:
     def raw(self, images: Tensor) -> Tensor:
         pixels = ((images.float() / 255 - self.mean) / self.std).numpy()
         result = torch.from_numpy(self.session.run([self.output], {self.input: pixels})[0]).float() * self.scale
-        result = result[:, None] if result.ndim == 3 else result
-        if result.ndim != 4 or result.shape[1] != self.task.channels:
-            got = "x".join(map(str, result.shape))
-            wanted = self.task.channels
-            raise ValueError(f"--teacher: its output is {got}, but its YAML file describes {wanted} channels")
-        return result.clamp(min=1e-12).log() if self.values == "probabilities" else result
+        return self.task.from_graph(result, self.values == "probabilities")
 
 
 @torch.inference_mode()
-def teach(teacher: NetworkTeacher | OnnxTeacher, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[tuple]:
-    """images (B, 3, H, W) uint8, the frames' full sizes -> [(prediction, confidence (h, w))] of each frame, arrays.
+def teach(
+    teacher: NetworkTeacher | OnnxTeacher, images: Tensor, size: tuple[int, int]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """images (B, 3, H, W) uint8 of frames of this size -> (prediction, confidence) of each frame.
 
-    Scores are averaged over the picture and its mirror image; how the two agree can tell how sure the teacher is.
+    The teacher sees the images and their mirror images; how well the two agree can tell how sure it is.
     """
-    task = teacher.task
-    raws = [teacher.raw(images), teacher.raw(images.flip(-1))]
-    results = []
-    for number, size in enumerate(sizes):
-        plain, mirrored = (
-            task.undo(task.scores(raw[number : number + 1], size), 1.0, flipped)
-            for raw, flipped in zip(raws, (False, True), strict=True)
-        )
-        prediction = task.decide((plain + mirrored) / 2)[0]
-        results.append((prediction.cpu().numpy(), task.confidence(plain, mirrored)[0].cpu().numpy()))
-    return results
+    return teacher.task.teach(teacher.raw(images), teacher.raw(images.flip(-1)), size)
 
 
 # ---------------------------------------------------------------------------------------------- frames
@@ -241,21 +229,20 @@ def main() -> None:
 
     # Labels
     data = Unlabelled([frames[number] for number in missing], teacher)
-    loader = DataLoader(data, batch, num_workers=workers, collate_fn=group_by_shape)
-    sure_pixels, pixels = 0, 0
+    together = functools.partial(group_by_shape, tasks={})
+    loader = DataLoader(data, batch, num_workers=workers, collate_fn=together)
+    taught, everything = 0, 0
     with tqdm(total=len(missing), desc="teach", unit="frame", disable=None) as bar:
         for groups in loader:
             for group in groups:
-                sizes = [tuple(size) for size in group["size"].tolist()]
-                taught = teach(teacher, group["image"], sizes)
-                for index, (prediction, confidence) in zip(group["index"], taught, strict=True):
-                    sure = confidence >= threshold
-                    label = target.blank(translate(prediction), sure)
+                answers = teach(teacher, group["image"], tuple(group["size"][0].tolist()))
+                for index, (prediction, confidence) in zip(group["index"], answers, strict=True):
+                    label, sure, count = target.keep_sure(translate(prediction), confidence, threshold)
                     target.save(label, files[missing[int(index)]])
-                    sure_pixels, pixels = sure_pixels + int(sure.sum()), pixels + sure.size
-                bar.update(len(sizes))
-    if pixels:
-        share = sure_pixels / pixels
+                    taught, everything = taught + sure, everything + count
+                bar.update(len(answers))
+    if everything:
+        share = taught / everything
         print(f"{len(missing)} labels written; the teacher was sure (above {threshold:g}) of {share:.1%} of the pixels")
     print(f"train with: python train.py --data {folder.root} --teacher_labels {arguments.name}")
 

@@ -73,7 +73,7 @@ class Reference:
         height, width = image.shape[:2]
         pixels = ((image / 255 - self.mean) / self.std).transpose(2, 0, 1)[None].astype(np.float32)
         images = torch.from_numpy(pixels).to(self.network.mean.device)
-        raws: dict[str, Tensor] = self.network.heads_of(self.network.decoder(self.network.encoder(images)))
+        raws: dict[str, Tensor] = self.network.heads_of(self.network.maps(images))
         full = {
             name: cv2.resize(raw[0].cpu().numpy().transpose(1, 2, 0), (width, height), interpolation=cv2.INTER_CUBIC)
             for name, raw in raws.items()
@@ -223,12 +223,12 @@ def measure_parts(predictor: Predictor, images: list[np.ndarray], options: Optio
     with torch.inference_mode():
         moved = pixels.to(backend.device)
         outputs = backend.outputs(moved)
-        results = backend.finish(outputs, sizes, backend.tasks)
+        results = backend.finish(outputs, moved.shape[-2:], sizes, backend.tasks)
         calls = {
             "before_ms": lambda: predictor.pixels(images),
             "copies_ms": lambda: (pixels.to(backend.device), [value.cpu() for value in results.values()]),
             "network_ms": lambda: backend.outputs(moved),
-            "after_ms": lambda: backend.finish(outputs, sizes, backend.tasks),
+            "after_ms": lambda: backend.finish(outputs, moved.shape[-2:], sizes, backend.tasks),
         }
         times = in_turn(calls, options.device, options.repeats)
     return {name: statistics.median(values) for name, values in times.items()}

@@ -77,10 +77,8 @@ class Backend(ABC):
             raise ValueError(f"images of {width}x{height} do not fit into a graph for {fixed[1]}x{fixed[0]}")
         rows, columns = (torch.arange(side).clamp(max=of - 1) for side, of in zip(fixed, (height, width), strict=True))
         values = self.run(images[:, :, rows][..., columns])
-        return {
-            name: value[..., : -(-value.shape[-2] * height // fixed[0]), : -(-value.shape[-1] * width // fixed[1])]
-            for name, value in zip(self.tasks, values, strict=True)
-        }
+        raws = zip(self.tasks.items(), values, strict=True)
+        return {name: task.crop(value, (height, width), fixed) for (name, task), value in raws}
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -96,24 +94,19 @@ class Backend(ABC):
         self, images: Tensor, sizes: Mapping[str, tuple[int, int]], tasks: Mapping[str, Task] | None = None
     ) -> dict[str, Tensor]:
         """As Network.predict."""
-        return self.finish(self.outputs(images), sizes, self.tasks if tasks is None else tasks)
+        return self.finish(self.outputs(images), images.shape[-2:], sizes, self.tasks if tasks is None else tasks)
 
     def finish(
-        self, outputs: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, int]], tasks: Mapping[str, Task]
+        self,
+        outputs: Mapping[str, Tensor],
+        seen: tuple[int, int],
+        sizes: Mapping[str, tuple[int, int]],
+        tasks: Mapping[str, Task],
     ) -> dict[str, Tensor]:
-        """`outputs` -> {task: prediction (B, ...) at sizes[task]}."""
+        """`outputs` for images of the size `seen` -> {task: prediction (B, ...) at sizes[task]}."""
         if self.signature.units_out:
-            return {name: nearest(outputs[name], sizes[name]) for name in tasks}
+            return {name: task.resize(outputs[name], seen, sizes[name]) for name, task in tasks.items()}
         return decode(outputs, sizes, tasks)
-
-
-def nearest(prediction: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, ..., h, w) -> (B, ..., *size), each pixel from the nearest one."""
-    rows, columns = (
-        ((torch.arange(to, device=prediction.device) + 0.5) * of / to).long()
-        for to, of in zip(size, prediction.shape[-2:], strict=True)
-    )
-    return prediction[..., rows, :][..., columns]
 
 
 # ---------------------------------------------------------------------------------------------- PyTorch

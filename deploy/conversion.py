@@ -26,7 +26,7 @@ class Graph(nn.Module):
             image = image.permute(0, 3, 1, 2).float() / 255
             image = (image - self.network.mean) / self.network.std
         size = image.shape[-2:]
-        raws = self.network.heads_of(self.network.decoder(self.network.encoder(image)))
+        raws = self.network.heads_of(self.network.maps(image))
         outputs = [task.select(raws[name]) for name, task in self.signature.tasks.items()]
         if self.signature.units_out:
             tasks = self.signature.tasks.values()

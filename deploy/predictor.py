@@ -74,7 +74,7 @@ class Predictor:
         if change is None:
             found = predict_batch(self.backend, pixels, sizes, mirror=self.mirror, tasks=self.tasks)
         else:
-            found = self.backend.finish(change(pixels, self.backend(pixels)), sizes, self.tasks)
+            found = self.backend.finish(change(pixels, self.backend(pixels)), pixels.shape[-2:], sizes, self.tasks)
         return self._arrays(found)
 
     @torch.inference_mode()
@@ -83,32 +83,29 @@ class Predictor:
         for one with classes; None where the network has no such task."""
         pixels = self.pixels([image])
         raw = self.backend(pixels)
-        found = self.backend.finish(raw, dict.fromkeys(self.tasks, image.shape[:2]), self.tasks)
+        sizes = dict.fromkeys(self.tasks, image.shape[:2])
+        found = self.backend.finish(raw, pixels.shape[-2:], sizes, self.tasks)
         if task not in self.tasks:
             return self._arrays(found)[0], None
         own = self.tasks[task]
         scores = own.scores(own.select(raw[task].float()), raw[task].shape[-2:])
         return self._arrays(found)[0], scores[0].cpu().numpy()
 
-    @staticmethod
-    def _arrays(found: Mapping[str, Tensor]) -> list[dict[str, np.ndarray]]:
-        arrays = {name: value.cpu().numpy() for name, value in found.items()}
-        return [
-            {name: value[number] for name, value in arrays.items()}
-            for number in range(len(next(iter(arrays.values()))))
-        ]
+    def _arrays(self, found: Mapping[str, Tensor]) -> list[dict[str, np.ndarray]]:
+        arrays = [self.tasks[name].arrays(value) for name, value in found.items()]
+        return [dict(zip(found, values, strict=True)) for values in zip(*arrays, strict=True)]
 
 
 def save_predictions(
     stem: Path, image: np.ndarray, tasks: Mapping[str, Task], predictions: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes STEM_task.png, STEM_task_color.jpg and STEM_overview.jpg."""
+    """Writes STEM_task.png (or what the task saves), STEM_task_color.jpg and STEM_overview.jpg."""
     # Pictures for looking at need not have all pixels of a very large image.
     step = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / PIXELS_TO_SEE))
     panels: list[Panel] = [("image", image[::step, ::step], [])]
     for name, task in tasks.items():
-        picture = task.draw(predictions[name][..., ::step, ::step])
+        picture = task.draw(predictions[name], panels[0][1].shape[:2])
         panels.append((name, picture, task.legend(predictions[name])))
-        task.save(predictions[name], stem.with_name(f"{stem.name}_{name}.png"))
+        task.save(predictions[name], stem.with_name(f"{stem.name}_{name}{task.suffix}"))
         write_jpeg(stem.with_name(f"{stem.name}_{name}_color.jpg"), picture)
     write_jpeg(stem.with_name(f"{stem.name}_overview.jpg"), side_by_side(panels))

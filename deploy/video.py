@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -199,28 +200,30 @@ class Newest:
 class Smoother:
     """Averages the network's raw outputs over time where the picture stands still.
 
-    A pixel whose colour differs by `moved` or more from the last frame's is taken as it is; one that stays the same
-    takes 1 - `strength` of the new output. Works on what the heads give, before it becomes classes or metres, so it
-    holds for each task alike.
+    A pixel whose color differs by `moved` or more from the last frame's is taken as it is; one that stays the same
+    takes 1 - `strength` of the new output. It works on raw outputs, before they become classes or metres; what is
+    averaged is the task's business (Task.smooth).
     """
 
-    def __init__(self, strength: float, moved: float = 24.0) -> None:
-        self.strength, self.moved = strength, moved
+    def __init__(self, strength: float, tasks: Mapping[str, Task], moved: float = 24.0) -> None:
+        self.strength, self.tasks, self.moved = strength, tasks, moved
         self.image: Tensor | None = None
         self.outputs: dict[str, Tensor] = {}
 
     def __call__(self, pixels: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """pixels (1, 3, H, W) uint8, outputs (1, C, h, w) -> the averaged outputs."""
-        size = next(iter(outputs.values())).shape[-2:]
-        image = torch.nn.functional.interpolate(pixels.float(), size, mode="area")
-        if self.image is None or self.image.shape != image.shape:
+        """pixels (1, 3, H, W) uint8, raw outputs of one frame -> the averaged outputs."""
+
+        def kept(size: tuple[int, int]) -> Tensor:
+            now, before = (F.interpolate(image, size, mode="area") for image in (pixels.float(), self.image.float()))
+            change = (now - before).abs().amax(1, keepdim=True)
+            return self.strength * (1 - change / self.moved).clamp(0, 1)
+
+        if self.image is None or self.image.shape != pixels.shape:
             self.outputs = dict(outputs)
         else:
-            change = (image - self.image).abs().amax(1, keepdim=True)
-            old = self.strength * (1 - change / self.moved).clamp(0, 1)  # the share of what was there
             for name, value in outputs.items():
-                self.outputs[name] = torch.lerp(value.float(), self.outputs[name].float(), old.to(value.device))
-        self.image = image
+                self.outputs[name] = self.tasks[name].smooth(self.outputs[name], value, kept)
+        self.image = pixels
         return dict(self.outputs)
 
 
@@ -260,7 +263,7 @@ def view_of(frame: Frame, tasks: Mapping[str, Task], predictions: Mapping[str, n
     """The frame and each task's picture in a row, or, as an overlay, each task's picture over the frame."""
     panels: list[Panel] = [("image", frame.image, [])] if view == "side" else []
     for name, task in tasks.items():
-        picture = task.draw(predictions[name])
+        picture = task.draw(predictions[name], frame.image.shape[:2])
         if view == "overlay":
             picture = cv2.addWeighted(frame.image, 0.4, picture, 0.6, 0)
         panels.append((name, picture, task.legend(predictions[name])))
@@ -277,7 +280,7 @@ def predict_video(
     """
     frames = open_source(source)
     newest = Newest(frames) if frames.live else None
-    smoother = Smoother(smoothing) if smoothing else None
+    smoother = Smoother(smoothing, predictor.backend.tasks) if smoothing else None
     calls, threads = 1 if newest or smoother else predictor.backend.concurrent(), torch.get_num_threads()
     if calls > 1:
         torch.set_num_threads(1)

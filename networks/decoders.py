@@ -1,8 +1,8 @@
-"""Decoders: an encoder's features -> one map for the heads. The paper's Light-Weight RefineNet, and U-Net's.
+"""Decoders: an encoder's features -> maps for the heads, from fine to coarse. Light-Weight RefineNet and U-Net.
 
-Each has `width` and `stride`, the channels of its map and how many pixels of the image one of it spans, and
-`finest_stride`, from which on it uses features. `initialise` is a call of its own: the network makes it when all its
-parts exist.
+Each has `channels` and `strides`, those of its maps; `width` and `stride`, those of the finest map; and
+`finest_stride`, the finest stride whose features it uses. A stride is the number of image pixels that a pixel of the
+map spans. `initialise` is a call of its own: the network makes it when all its parts exist.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def max_pool_5x5(x: Tensor) -> Tensor:
 
 
 class LightWeightRefineNet(nn.Module):
-    """Features at strides 4 .. 32 -> one map of `width` channels at stride 4.
+    """Features at strides 4 .. 32 -> a map of `width` channels at each stride, the finest first.
 
     From the coarsest stride to the finest: 1x1 laterals are added to what comes from below, ReLU6, chained
     pooling (depthwise at the finest), then a 1x1 adaptation and bilinear upsampling.
@@ -75,6 +75,7 @@ class LightWeightRefineNet(nn.Module):
             [i for i, stride in enumerate(strides) if stride == level] for level in sorted(set(strides), reverse=True)
         ]
         count = len(self.levels)
+        self.channels, self.strides = (width,) * count, tuple(sorted(set(strides)))
         self.laterals = nn.ModuleList(nn.Conv2d(inputs, width, 1, bias=False) for inputs in channels)
         self.pooling = nn.ModuleList(ChainedPooling(width, crp_stages, level == count - 1) for level in range(count))
         self.adapt = nn.ModuleList(nn.Conv2d(width, width, 1, bias=False) for _ in range(count - 1))
@@ -86,19 +87,27 @@ class LightWeightRefineNet(nn.Module):
     def initialise(self) -> None:
         self.apply(initialise_small)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         x: Tensor | None = None
+        maps = []
         for level, indices in enumerate(self.levels):
             parts = [self.laterals[i](features[i]) for i in indices]
             if x is not None:
                 adapted = self.adapt[level - 1](x)
                 parts.append(F.interpolate(adapted, size=parts[0].shape[-2:], mode="bilinear", align_corners=False))
             x = self.pooling[level](F.relu6(sum(parts[1:], parts[0])))
-        return x
+            maps.append(x)
+        return tuple(reversed(maps))
 
 
-def build_head(width: int, channels: int) -> nn.Sequential:
-    return nn.Sequential(ChannelScale(width), nn.ReLU6(), nn.Conv2d(width, channels, 3, padding=1))
+class Head(nn.Sequential):
+    """A map (B, width, h, w) -> (B, channels, h, w), as in the paper's network."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__(ChannelScale(width), nn.ReLU6(), nn.Conv2d(width, channels, 3, padding=1))
+
+    def initialise(self) -> None:
+        self.apply(initialise_small)
 
 
 def initialise_small(module: nn.Module) -> None:
@@ -136,6 +145,8 @@ class UNet(nn.Module):
         self.width, self.stride = channels[self.levels[-1]], min(strides)
         self.upsample, self.convs = nn.ModuleList(), nn.ModuleList()
         width = channels[self.levels[0]]
+        self.strides = tuple(sorted(last))
+        made = [width]  # channels of the maps, the coarsest first
         for coarse, fine, finer in zip(self.levels, self.levels[1:], [*self.levels[2:], self.levels[-1]], strict=False):
             ratio, skip = strides[coarse] // strides[fine], channels[fine]
             if transposed:
@@ -146,6 +157,8 @@ class UNet(nn.Module):
                 joined, outputs = width + skip, channels[finer]
             self.convs.append(double_conv(joined, skip, outputs))
             width = outputs
+            made.append(width)
+        self.channels = tuple(reversed(made))
 
     @classmethod
     def from_config(cls, config: Config, channels: Sequence[int], strides: Sequence[int]) -> UNet:
@@ -159,12 +172,14 @@ class UNet(nn.Module):
                 nn.init.normal_(module.weight, std=module.in_channels**-0.5)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         x = features[self.levels[0]]
+        maps = [x]
         for level, upsample, conv in zip(self.levels[1:], self.upsample, self.convs, strict=True):
             skip = features[level]
             x = conv(torch.cat([skip, fit(upsample(x), *skip.shape[-2:])], dim=1))
-        return x
+            maps.append(x)
+        return tuple(reversed(maps))
 
 
 def fit(x: Tensor, height: int, width: int) -> Tensor:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from config import Config
+from config import Config, plain
 from drawing import class_palette
-from tasks import CLASS_LISTS, Depth, Normals, Segmentation, Task
 
-Published = tuple[Config, dict[str, Task], dict[str, dict[str, Task]], dict[str, Tensor]]
+Plain = dict[str, dict[str, object]]  # {task: its fields}, as in a checkpoint of ours
 
 
-def read_published(weights: object, path: Path) -> Published:
-    """The `state_dict` of a published .ckpt (repository DrSleep/multi-task-refinenet) ->
-    settings, tasks, those of each data set when it was trained on both, and weights by our names.
+def read_published(weights: object, path: Path, nyu40: Sequence[str]) -> dict[str, object]:
+    """The `state_dict` of a published .ckpt -> the content of a checkpoint of ours, in plain types; nyu40 are the
+    names of the 40 classes of NYUDv2. Raises ValueError for anything else.
 
-    The outputs are used as the published code does: cubic upsampling, |depth| in metres, no resizing of the image.
+    Outputs are used as in the published code: cubic upsampling, |depth| in metres, no resizing of the image.
     """
     if not isinstance(weights, dict) or not {"segm.weight", "depth.weight"} <= {
         str(name).removeprefix("module.") for name in weights
@@ -25,31 +23,38 @@ def read_published(weights: object, path: Path) -> Published:
         raise ValueError(f"{path}: neither a checkpoint of this project nor one of the paper's authors")
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     classes = len(weights["segm.weight"])
-    nyu, kitti = CLASS_LISTS["nyu40"], tuple(f"kitti_{number}" for number in range(6))
+    nyu, kitti = tuple(nyu40), tuple(f"kitti_{number}" for number in range(6))
     known = {40: nyu, 6: kitti, 46: nyu + kitti}
     names = known.get(classes, tuple(f"class_{number}" for number in range(classes)))
-    # Colour index: class + 1 on NYUDv2, class on KITTI.
-    palette = class_palette()
-    colors = palette[:classes] if classes == 6 else palette[1 : classes + 1]
-    tasks: dict[str, Task] = {
-        "segmentation": Segmentation("bicubic", names, tuple(tuple(color) for color in colors.tolist())),
-        # Pictures end at 80 m on the road (KITTI's range), at 10 m in rooms.
-        "depth": Depth("bicubic", max_m=80.0 if classes == 6 else 10.0, activation="abs"),
-    }
+    # Color index: class + 1 on NYUDv2, class on KITTI. Pictures end at 80 m on the road (KITTI's range), at 10 m in
+    # rooms.
+    first, max_m = (0, 80.0) if classes == 6 else (1, 10.0)
+    tasks = plain_tasks(names, first, max_m)
     if "normal.weight" in weights:
-        tasks["normals"] = Normals("bicubic")
-    domains: dict[str, dict[str, Task]] = {}
+        tasks["normals"] = {"interpolation": "bicubic"}
+    domains: dict[str, Plain] = {}
     if classes == 46:
-        parts = {"nyud": (range(40), palette[1:41], 10.0), "kitti": (range(40, 46), palette[:6], 80.0)}
-        for name, (outputs, own, max_m) in parts.items():
-            own_names = tuple(names[output] for output in outputs)
-            own_colors = tuple(tuple(color) for color in own.tolist())
-            domains[name] = {
-                "segmentation": Segmentation("bicubic", own_names, own_colors, outputs=tuple(outputs)),
-                "depth": Depth("bicubic", max_m=max_m, activation="abs"),
-            }
+        domains = {
+            "nyud": plain_tasks(nyu, 1, 10.0, outputs=range(40)),
+            "kitti": plain_tasks(kitti, 0, 80.0, outputs=range(40, 46)),
+        }
     config = Config(encoder="mobilenetv2_paper", long_side=0, tasks=tuple(tasks))
-    return config, tasks, domains, {published_name(name): value for name, value in weights.items()}
+    return {
+        "config": plain(config), "tasks": tasks, "domains": domains,
+        "network": {published_name(name): value for name, value in weights.items()},
+    }  # fmt: skip
+
+
+def plain_tasks(names: Sequence[str], first_color: int, max_m: float, outputs: Sequence[int] = ()) -> Plain:
+    """Segmentation with colors from `first_color` of the palette on, and depth."""
+    colors = class_palette()[first_color : first_color + len(names)].tolist()
+    return {
+        "segmentation": {
+            "interpolation": "bicubic", "classes": tuple(names), "colors": tuple(map(tuple, colors)),
+            "outputs": tuple(outputs),
+        },
+        "depth": {"interpolation": "bicubic", "max_m": max_m, "activation": "abs"},
+    }  # fmt: skip
 
 
 def published_name(name: str) -> str:

@@ -21,15 +21,12 @@ from tqdm import tqdm
 from config import Config, near
 from drawing import side_by_side
 from folders import Folder, Frame, make_tasks, parse_line, read_folder
-from images import read_image, read_label, write_png
-from tasks import NO_CLASS, Task
+from images import read_image, write_png
+from tasks import Task
 
 EXAMPLES = 3  # of each kind of fault
 TILES = 12  # frames of the mosaic
 PANEL_WIDTH = 400  # pixels of a picture in the mosaic
-BAR = 30  # characters of the longest bar
-DEPTH_BINS = 10_000  # from 0 to the data set's maximum: millimetres at 10 m
-USUAL_DEPTH_M = (0.1, 100.0)  # a median outside says that metres_per_unit is wrong
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -41,93 +38,6 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item], what: 
         yield from tqdm(pool.map(function, items), what, len(items), leave=False, disable=None)
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C the rest is not wanted
-
-
-# ---------------------------------------------------------------------------------------------- what labels hold
-
-
-@dataclass(frozen=True)
-class Survey:
-    """How the labels of a task are summed up: each gives [labelled pixels, pixels, ...], and these add up."""
-
-    task: Task
-    section: Mapping[str, object]
-
-    def count(self, label: np.ndarray) -> np.ndarray:
-        labelled = label != self.task.fill
-        return np.array([(labelled.any(2) if label.ndim == 3 else labelled).sum(), label.shape[0] * label.shape[1]])
-
-    def suspicion(self, raw: np.ndarray) -> str:
-        """What looks wrong in the stored values of a label, or ''."""
-        return ""
-
-    def report(self, counts: Mapping[str, np.ndarray]) -> list[str]:
-        """Lines about the sums of each split."""
-        return []
-
-
-class ClassSurvey(Survey):
-    def count(self, label: np.ndarray) -> np.ndarray:
-        ids = np.bincount(label[label != NO_CLASS], minlength=len(self.task.classes))
-        return np.concatenate([super().count(label), ids])
-
-    def report(self, counts: Mapping[str, np.ndarray]) -> list[str]:
-        names = [f"{number:3d} {name}" for number, name in enumerate(self.task.classes)]
-        lines = ["segmentation: per cent of the labelled pixels"]
-        return lines + table(names, {split: values[2:] for split, values in counts.items()})
-
-
-class DepthSurvey(Survey):
-    def count(self, label: np.ndarray) -> np.ndarray:
-        steps = (label[label > 0] * (DEPTH_BINS / self.section["max"])).astype(np.int64)
-        bins = np.bincount(np.minimum(steps, DEPTH_BINS - 1), minlength=DEPTH_BINS)
-        return np.concatenate([super().count(label), bins])
-
-    def suspicion(self, raw: np.ndarray) -> str:
-        metres = raw[raw > 0].astype(np.float64) * self.section["metres_per_unit"]
-        if not metres.size:
-            return ""
-        median, top, scale = np.median(metres), self.section["max"], self.section["metres_per_unit"]
-        if not USUAL_DEPTH_M[0] <= median <= USUAL_DEPTH_M[1]:
-            return f"half of the readings lie below {median:.4g} m; is metres_per_unit {scale:g} right?"
-        beyond = (metres > top).mean()
-        if beyond > 0.5:
-            return f"{beyond:.0%} of the readings lie beyond max ({top:g} m); is metres_per_unit {scale:g} right?"
-        return ""
-
-    def report(self, counts: Mapping[str, np.ndarray]) -> list[str]:
-        top = self.section["max"]
-        centers = (np.arange(DEPTH_BINS) + 0.5) * top / DEPTH_BINS
-        step = next((step for step in (0.1, 1, 5, 10, 50, 100) if top <= 20 * step), top / 20)
-        rows = (centers / step).astype(int)
-        names = [f"{row * step:4g} to {(row + 1) * step:g} m" for row in range(rows[-1] + 1)]
-        lines = ["depth: per cent of the readings"]
-        lines += table(names, {split: np.bincount(rows, values[2:]) for split, values in counts.items()})
-        for split, values in counts.items():
-            if values[0]:
-                reached = np.cumsum(values[2:]) / values[0]
-                least, median, most = (centers[np.searchsorted(reached, share)] for share in (1e-12, 0.5, 1 - 1e-12))
-                lines.append(f"  {split}: least {least:.2f} m, median {median:.2f} m, most {most:.2f} m")
-        return lines
-
-
-SURVEYS: dict[str, type[Survey]] = {"segmentation": ClassSurvey, "depth": DepthSurvey}
-
-
-def table(names: Sequence[str], columns: Mapping[str, np.ndarray]) -> list[str]:
-    """Rows of shares in per cent, a column for each split, and a bar for all splits together."""
-    total = sum(columns.values())
-    shares = {split: 100 * values / max(1, values.sum()) for split, values in columns.items()}
-    name_width = max(map(len, names))
-    widths = {split: max(7, len(split) + 2) for split in columns}
-    lines = [" " * (name_width + 2) + "".join(f"{split:>{widths[split]}}" for split in columns)]
-    for row, name in enumerate(names):
-        if total[row]:
-            present = {split: f"{shares[split][row]:.2f}" if values[row] else "-" for split, values in columns.items()}
-            cells = "".join(f"{present[split]:>{widths[split]}}" for split in columns)
-            lines.append(f"  {name:{name_width}}{cells}  {'#' * round(BAR * total[row] / total.max())}".rstrip())
-    never = [name.strip() for row, name in enumerate(names) if not total[row]]
-    return lines + ([f"  none at all: {', '.join(never)}"] if never else [])
 
 
 # ---------------------------------------------------------------------------------------------- faults
@@ -148,7 +58,8 @@ class Findings:
     faults: list[Fault] = field(default_factory=list)
     size: tuple[int, ...] = ()  # height, width; () = the image cannot be read
     content: str = ""  # the same for images whose files are the same
-    counts: dict[str, np.ndarray] = field(default_factory=dict)  # task -> Survey.count
+    surveys: dict[str, np.ndarray] = field(default_factory=dict)  # task -> Task.survey, until they are added up
+    read: frozenset[str] = frozenset()  # tasks whose labels could be read
 
 
 def list_frames(folder: Folder, split: str) -> tuple[list[Frame], list[Fault]]:
@@ -172,7 +83,7 @@ def list_frames(folder: Folder, split: str) -> tuple[list[Frame], list[Fault]]:
     return frames, faults
 
 
-def check_frame(frame: Frame, surveys: Mapping[str, Survey]) -> Findings:
+def check_frame(frame: Frame, folder: Folder, tasks: Mapping[str, Task]) -> Findings:
     """Reads the files of a frame."""
     found = Findings(frame)
 
@@ -193,24 +104,42 @@ def check_frame(frame: Frame, surveys: Mapping[str, Survey]) -> Findings:
         found.size = image.shape[:2]
         found.content = hashlib.blake2b(frame.image.read_bytes()).hexdigest()
     for name, path in frame.labels.items():
-        raw, survey = decoded(read_label, path), surveys[name]
-        if raw is None:
+        task, section = tasks[name], folder.sections[name]
+        stored = decoded(task.open, path)
+        if stored is None:
             continue
-        if found.size and raw.shape[:2] != found.size:
-            got, wanted = (f"{size[1]}x{size[0]}" for size in (raw.shape, found.size))
-            fault("size mismatch", f"{path}: {name} is {got}, but its image is {wanted}")
         try:
-            label = survey.task.read(path, survey.section)
+            label = task.read(path, section)
         except ValueError as problem:
             fault(f"wrong {name} values", problem)
             continue
-        if suspicion := survey.suspicion(raw):
-            fault(f"unlikely {name}", f"{path}: {suspicion}")
-        counts = survey.count(label)
-        if not counts[0] and not suspicion:
-            fault("nothing labelled", f"{path}: no pixel of this {name} label has a value; write '-' instead")
-        found.counts[name] = counts
+        if found.size:
+            try:
+                label = task.at_size(label, found.size, path)
+            except ValueError as problem:
+                fault("size mismatch", problem)
+                continue
+        if suspicion := task.suspicion(stored, label, section):
+            fault(suspicion[0], f"{path}: {suspicion[1]}")
+        found.surveys[name] = task.survey(label, section)
+    found.read = frozenset(found.surveys)
     return found
+
+
+def check_frames(
+    frames: Sequence[Frame], folder: Folder, tasks: Mapping[str, Task], what: str
+) -> tuple[list[Findings], dict[str, np.ndarray]]:
+    """Reads all frames of a split. Returns what was found, and {task: sum of the labels' surveys}.
+
+    Surveys are added up as they come: a histogram for each frame would take gigabytes.
+    """
+    found, sums = [], {}
+    for item in in_threads(lambda frame: check_frame(frame, folder, tasks), frames, what):
+        for name, survey in item.surveys.items():
+            sums[name] = sums[name] + survey if name in sums else survey
+        item.surveys.clear()
+        found.append(item)
+    return found, sums
 
 
 def find_repeats(found: Mapping[str, Sequence[Findings]]) -> list[Fault]:
@@ -228,17 +157,18 @@ def find_repeats(found: Mapping[str, Sequence[Findings]]) -> list[Fault]:
 # ---------------------------------------------------------------------------------------------- reports
 
 
-def overview(found: Mapping[str, Sequence[Findings]], tasks: Sequence[str]) -> list[str]:
-    """Frames, sizes and labels of each split."""
+def overview(
+    found: Mapping[str, Sequence[Findings]], tasks: Mapping[str, Task], sums: Mapping[str, Mapping[str, np.ndarray]]
+) -> list[str]:
+    """Frames, sizes and labels of each split; sums[split][task] is the sum of its frames' surveys."""
     rows = [["split", "frames", "sizes", *(f"{name} labels" for name in tasks)]]
     for split, items in found.items():
         sizes = Counter(f"{item.size[1]}x{item.size[0]}" for item in items if item.size).most_common()
         more = f" and {len(sizes) - 2} more" if len(sizes) > 2 else ""
         row = [split, str(len(items)), ", ".join(size for size, _ in sizes[:2]) + more]
-        for name in tasks:
-            counts = [item.counts[name][:2] for item in items if name in item.counts]
-            labelled, pixels = np.sum(counts, axis=0) if counts else (0, 1)
-            row.append(f"{len(counts)}, {labelled / pixels:.1%} of their pixels" if counts else "0")
+        for name, task in tasks.items():
+            count = sum(name in item.read for item in items)
+            row.append(f"{count}, {task.coverage(sums[split][name])}" if count else "0")
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -280,7 +210,7 @@ def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     return sheet
 
 
-def mosaic(frames: Sequence[tuple[str, Frame]], surveys: Mapping[str, Survey]) -> np.ndarray:
+def mosaic(frames: Sequence[tuple[str, Frame]], folder: Folder, tasks: Mapping[str, Task]) -> np.ndarray:
     """(split, frame) pairs as rows of image and labels -> (H, W, 3) uint8."""
     tiles, height = [], 0
     for split, frame in frames:
@@ -289,15 +219,16 @@ def mosaic(frames: Sequence[tuple[str, Frame]], surveys: Mapping[str, Survey]) -
         height = height or min(PANEL_WIDTH, max(PANEL_WIDTH // 8, proportional))
         name = f"{split}: {frame.image.name}"
         panels = [(name if len(name) <= 44 else f"{name[:20]}...{name[-21:]}", fit(image, height, PANEL_WIDTH), [])]
-        for task, survey in surveys.items():
-            if task not in frame.labels:
-                panels.append((f"no {task} label", np.full((height, PANEL_WIDTH, 3), 235, np.uint8), []))
+        for name, task in tasks.items():
+            if name not in frame.labels:
+                panels.append((f"no {name} label", np.full((height, PANEL_WIDTH, 3), 235, np.uint8), []))
                 continue
-            label = survey.task.read(frame.labels[task], survey.section)
-            picture = fit(survey.task.draw(label), height, PANEL_WIDTH)
-            panels.append((task, picture, survey.task.legend(label)[:8]))
+            size, path = image.shape[:2], frame.labels[name]
+            label = task.at_size(task.read(path, folder.sections[name]), size, path)
+            picture = fit(task.draw(label, size), height, PANEL_WIDTH)
+            panels.append((name, picture, task.legend(label)[:8]))
         tiles.append(side_by_side(panels))
-    across, gap = max(1, 6 // (1 + len(surveys))), 16
+    across, gap = max(1, 6 // (1 + len(tasks))), 16
     rows = []
     for start in range(0, len(tiles), across):
         row = tiles[start : start + across]
@@ -321,30 +252,27 @@ def check_folder(path: Path, split: str | None = None, picture: Path | None = No
         raise ValueError(f"--split: {path} has no split {split!r}{hint}; it has: {', '.join(folder.splits)}")
     names = tuple(folder.sections)
     tasks = make_tasks(folder, Config(tasks=names)) if names else {}
-    surveys = {name: SURVEYS.get(name, Survey)(tasks[name], folder.sections[name]) for name in names}
     found: dict[str, list[Findings]] = {}
+    sums: dict[str, dict[str, np.ndarray]] = {}
     faults: list[Fault] = []
     for name in [split] if split else folder.splits:
         frames, list_faults = list_frames(folder, name)
-        found[name] = list(in_threads(lambda frame: check_frame(frame, surveys), frames, name))
+        found[name], sums[name] = check_frames(frames, folder, tasks, name)
         faults += list_faults + [fault for item in found[name] for fault in item.faults]
     faults += find_repeats(found)
 
     print(f"{folder.name}: {folder.root}")
-    print("\n".join(overview(found, names)))
-    for name, survey in surveys.items():
-        counted = {
-            split: [item.counts[name] for item in items if name in item.counts] for split, items in found.items()
-        }
-        if sums := {split: np.sum(counts, axis=0) for split, counts in counted.items() if counts}:
-            lines = survey.report(sums)
+    print("\n".join(overview(found, tasks, sums)))
+    for name, task in tasks.items():
+        if of_splits := {split: of_tasks[name] for split, of_tasks in sums.items() if name in of_tasks}:
+            lines = task.survey_lines(of_splits, folder.sections[name])
             print("\n".join(["", *lines] if lines else []))
     readable = [
-        [(split, item.frame) for item in items if item.size and item.counts.keys() == item.frame.labels.keys()]
+        [(split, item.frame) for item in items if item.size and item.read == item.frame.labels.keys()]
         for split, items in found.items()
     ]
     if picture is not None and (frames := spread(readable, TILES)):
-        write_png(picture, mosaic(frames, surveys))
+        write_png(picture, mosaic(frames, folder, tasks))
         print(f"\n{picture}: {len(frames)} frames with their labels")
     print("\n".join(["", f"{len(faults)} faults:", *fault_lines(faults)]) if faults else "\nnothing is wrong")
     return faults

@@ -1,6 +1,7 @@
 """The tasks, one file each. A task answers all that differs between tasks; nothing outside asks which task it is.
 
-A new task is a subclass of Task that stands in TASKS (docs/TASKS.md adds one).
+A new task is a subclass of Task, or of DenseTask when it has a value for each pixel, and a row of TASKS
+(docs/TASKS.md shows one).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 
 from config import near
 from tasks.base import Task
+from tasks.dense import DenseTask
 from tasks.depth import Depth
 from tasks.normals import Normals
 from tasks.segmentation import CLASS_LISTS, NO_CLASS, Segmentation
@@ -18,15 +20,22 @@ __all__ = [
     "CLASS_LISTS",
     "NO_CLASS",
     "TASKS",
+    "DenseTask",
     "Depth",
     "Normals",
     "Segmentation",
     "Task",
+    "task_giving",
     "tasks_from_plain",
     "tasks_to_plain",
 ]
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Segmentation, Depth, Normals)}
+
+
+def task_giving(what: str, tasks: Mapping[str, Task | type[Task]] = TASKS) -> str:
+    """The name of the first task whose predictions hold `what` in each pixel (Task.gives); "" = none does."""
+    return next((name for name, task in tasks.items() if task.gives == what), "")
 
 
 def tasks_to_plain(tasks: Mapping[str, Task]) -> dict[str, dict[str, object]]:

@@ -1,42 +1,49 @@
-"""What a task answers. tasks.py has the tasks.
+"""Task: what every task answers. tasks/dense.py adds what tasks with a value for each pixel have in common.
 
-Shapes: a *label* is what a file gives, numpy (H, W) or (H, W, 3); a *target* is a batch of labels on the device,
-(B, H, W) or (B, 3, H, W); *raw* is the output of the head, (B, channels, h, w), smaller than the input; a
-*prediction* has the target's shape and physical units.
+- A *label* is what `read` makes of a label file: numpy, of any shape and length, at the size of the frame.
+- A *target* is a batch of labels, what `collate` makes of them. It may be a list, where labels differ in length.
+- *Raw* output is what the head gives for a batch: one tensor, whose first dimension is the batch.
+- A *prediction* is what `decode` makes of raw output, in physical units: one tensor, batch first.
+  `arrays` takes it apart into frames.
+
+A frame without a label differs from one on whose label nothing is to be seen: it has no label file, `no_label` stands
+for it, and it adds nothing to losses and metrics.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import Config, near
-from geometry import View, resize_raw
+from geometry import View
 from metrics import Metrics, Protocol
+
+Size = tuple[int, int]  # height, width
+Target = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """What the classes below answer. Their fields are plain types: they are the task's part of a checkpoint."""
+    """Base class of all tasks. Subclasses are frozen dataclasses of plain types, stored as they are in checkpoints."""
 
     name: ClassVar[str]
-    best: ClassVar[str]  # the metric that decides
+    best: ClassVar[str]  # the metric that decides which checkpoint is kept
     directions: ClassVar[Mapping[str, int]]  # metric -> 1: higher is better, -1: lower is better
-    fill: ClassVar[float] = 0.0  # "no label" in a label
-    derived_from: ClassVar[str] = ""  # a task from whose label `derive` makes this task's, where a frame has no file
-    needs_camera: ClassVar[bool] = False  # `derive` does
-    sure: ClassVar[float] = 0.7  # confidence from which on a teacher's prediction becomes a label
+    gives: ClassVar[str] = ""  # what a pixel of a prediction holds: "classes" (ids), "metres"; "" = anything else
+    derived_from: ClassVar[str] = ""  # the task whose label `derive` takes, for frames without a file of this task
+    needs_camera: ClassVar[bool] = False  # whether `derive` needs the intrinsics
+    sure: ClassVar[float] = 0.7  # default of teach.py --threshold: the least confidence of a teacher's label
+    suffix: ClassVar[str] = ".png"  # of the files that `save` writes
 
-    interpolation: str = "bilinear"  # how raw output is brought to full size
-
-    # A data set: its section of dataset.yaml, and its files.
+    # ------------------------------------------------------------------------------ a data set's files
 
     @classmethod
     def read_section(cls, section: Mapping[str, object], where: str) -> dict[str, object]:
@@ -50,95 +57,176 @@ class Task(ABC):
         return cls()
 
     def section(self) -> dict[str, object]:
-        """The section, in plain types, that describes the files that `save` writes."""
+        """The section of a dataset.yaml, in plain types, for files that `save` writes."""
         return {}
+
+    def misfit(self, section: Mapping[str, object]) -> str:
+        """Why labels of a data set with this section mean something else than predictions of this task; '' = they
+        mean the same."""
+        return ""
 
     @classmethod
     def join(cls, tasks: Mapping[str, Task], merge: bool) -> tuple[Task, dict[str, Task]]:
-        """{data set: its task} -> the task of the head that they share, {data set: its task as part of that}.
+        """One head for several data sets: {data set: its task} -> (task of the head, {data set: its part of the head}).
 
         Raises ValueError when they do not go together.
         """
         return next(iter(tasks.values())), dict(tasks)
 
+    @property
+    def is_part(self) -> bool:
+        """Whether the task is a data set's part of a head whose other outputs were trained apart from it."""
+        return False
+
+    def open(self, path: Path) -> object:
+        """What a label file holds, before `read` makes sense of it. Raises FileNotFoundError, or ValueError for a file
+        of another kind."""
+        return path.read_bytes()
+
     @abstractmethod
     def read(self, path: Path, section: Mapping[str, object]) -> np.ndarray:
         """A label file -> label. Raises ValueError that names the file."""
 
+    def at_size(self, label: np.ndarray, size: Size, path: Path) -> np.ndarray:
+        """The label for a frame of this size. Raises ValueError, which names the file, when it is of another size."""
+        return label
+
+    @abstractmethod
     def no_label(self, height: int, width: int) -> np.ndarray:
-        """A label without anything labelled."""
-        return np.full((height, width), self.fill, np.float32)
+        """Stands for the label of a frame of which nobody says anything."""
 
     def derive(self, label: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
         """The label of the task `derived_from` -> a label of this task. camera: fx, fy, cx, cy of this frame."""
         raise NotImplementedError(f"{self.name} names `derived_from`, so it must say how")
 
+    @abstractmethod
     def view(self, label: np.ndarray, view: View) -> np.ndarray:
-        """The label as the view's camera sees it; never interpolated."""
-        return view.sample(label, self.fill)
+        """The label as the view's camera sees it, of the view's size."""
+
+    def class_counts(self, label: np.ndarray) -> np.ndarray:
+        """(C,) how often each class occurs in a label; (0,) for a task without class weights."""
+        return np.zeros(0, np.int64)
+
+    def with_class_weights(self, weights: Sequence[float]) -> Task:
+        """The task with a weight for each class in its loss."""
+        return self
+
+    # ------------------------------------------------------------------------------ what a data set's labels hold
+
+    def survey(self, label: np.ndarray, section: Mapping[str, object]) -> np.ndarray:
+        """Numbers about a label that add up over frames; the first is how much is labeled, of how much in all."""
+        return np.array([len(label), len(label)])
+
+    def coverage(self, survey: np.ndarray) -> str:
+        """A sum of `survey`s in words."""
+        return f"{survey[0]} objects"
+
+    def suspicion(self, stored: object, label: np.ndarray, section: Mapping[str, object]) -> tuple[str, str] | None:
+        """(kind of fault, what looks wrong) about a label that could be read, or None. `stored` is what `open` gave."""
+        return None
+
+    def survey_lines(self, surveys: Mapping[str, np.ndarray], section: Mapping[str, object]) -> list[str]:
+        """{split: sum of `survey`s} -> lines for the report of `prepare.py check`."""
+        return []
+
+    # ------------------------------------------------------------------------------ batches
 
     def to_tensor(self, label: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(label))
 
-    # The network.
+    def collate(self, labels: Sequence[Tensor]) -> Target:
+        """Labels as `to_tensor` gives them -> target. Labels that differ in length stay a list."""
+        return list(labels)
 
-    @property
-    def channels(self) -> int:
-        """Outputs of the head."""
-        return 1
+    def move(self, target: Target, device: torch.device) -> Target:
+        """The target on the device; copied while the CPU goes on."""
+        if isinstance(target, Tensor):
+            return target.to(device, non_blocking=True)
+        return [label.to(device, non_blocking=True) for label in target]
+
+    def pick(self, target: Target, frames: Sequence[int]) -> Target:
+        """The target of some frames of the batch, by their indices."""
+        return [target[frame] for frame in frames]
+
+    def thin(self, target: Target, stride: int, phase: tuple[int, int] = (0, 0)) -> Target:
+        """What the loss looks at with `loss_stride`: of a map each stride-th row and column, from row and column
+        `phase` on; of anything else everything."""
+        return target
+
+    # ------------------------------------------------------------------------------ the network
+
+    def levels(self, strides: Sequence[int]) -> tuple[int, ...]:
+        """Which of the decoder's maps the head reads: indices of their strides, which go from fine to coarse."""
+        return (0,)
+
+    @abstractmethod
+    def head(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+        """A module from the maps of `levels`, (B, channels[i], h, w) each, to raw output: `head(*maps)`.
+
+        Its method `initialise` sets its initial weights; the network calls it when all its parts exist.
+        """
 
     def select(self, raw: Tensor) -> Tensor:
-        """The outputs of the shared head -> this data set's, (B, channels, h, w)."""
+        """Raw output of the head that data sets share -> what belongs to this task's data set."""
         return raw
 
     @abstractmethod
-    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        """raw (B, channels, h, w), target of any size -> scalar; 0 when nothing is labelled."""
+    def loss(self, raw: Tensor, target: Target) -> Tensor:
+        """Raw output, target -> scalar; 0 when nothing is labeled."""
 
-    def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
-        """raw -> (B, channels, *size) that may be averaged over views: probabilities, metres, vectors."""
-        return resize_raw(raw, size, self.interpolation)
+    @abstractmethod
+    def decode(self, raw: Tensor, size: Size) -> Tensor:
+        """Raw output -> prediction for frames of this size."""
 
-    def undo(self, scores: Tensor, zoom: float, mirror: bool) -> Tensor:
-        """Scores of a zoomed and mirrored picture -> scores of the picture."""
-        return scores.flip(-1) if mirror else scores
+    @abstractmethod
+    def merge(self, views: Sequence[tuple[Tensor, float, bool]], size: Size) -> Tensor:
+        """One prediction from several views of the same frames: (raw output, zoom, whether it is mirrored) each."""
 
-    def decide(self, scores: Tensor) -> Tensor:
-        """Scores -> prediction."""
-        return scores[:, 0]
+    def crop(self, raw: Tensor, size: Size, padded: Size) -> Tensor:
+        """Raw output for images that were padded from `size` to `padded` at the bottom and right -> for the images."""
+        return raw
 
-    def confidence(self, scores: Tensor, mirrored: Tensor) -> Tensor:
-        """Scores of a picture and, `undo`ne, of its mirror image -> how sure it is, (B, H, W) in 0..1.
+    def resize(self, prediction: Tensor, before: Size, size: Size) -> Tensor:
+        """A prediction for frames of size `before` -> for frames of this size."""
+        return prediction
 
-        By default how much less than 1 the two differ, which suits probabilities.
-        """
-        return 1 - (scores - mirrored).abs().amax(1)
+    def smooth(self, earlier: Tensor, raw: Tensor, kept: Callable[[Size], Tensor]) -> Tensor:
+        """Averages raw output of a video over time. kept(size) is (1, 1, *size): the share of what was there."""
+        return raw
 
-    def decode(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
-        """raw -> prediction at full size."""
-        return self.decide(self.scores(raw, size))
-
-    # Labels of teachers, see teach.py.
+    # ------------------------------------------------------------------------------ labels of teachers
 
     @classmethod
     def from_teacher(cls, section: Mapping[str, object], where: str) -> Task:
-        """The task of a network of others, whose outputs are described like the labels of a data set."""
+        """The task of another project's network, whose outputs are described like the labels of a data set."""
         return cls.from_section(cls.read_section(section, where), Config())
+
+    def from_graph(self, output: Tensor, probabilities: bool) -> Tensor:
+        """The output of another project's network -> raw output. Raises ValueError for one of another shape."""
+        raise ValueError(f"--teacher: {self.name} takes no teacher of another project")
 
     def translation(
         self, section: Mapping[str, object] | None, names: Mapping[str, str], where: str
     ) -> tuple[Task, Callable[[np.ndarray], np.ndarray]]:
-        """The data set's own task (`section` is its section, None when it has none), and a function from a prediction
-        of this task to one of that. `names` rename classes. Raises ValueError when they do not fit."""
+        """(the data set's own task, a function from this task's predictions to that one's).
+
+        `section` is the data set's, None when it has none; `names` rename classes. Raises ValueError when they do not
+        fit.
+        """
         if names:
             raise ValueError(f"--map: {self.name} has no classes")
         return (self if section is None else self.from_section(section, Config())), lambda prediction: prediction
 
-    def blank(self, prediction: np.ndarray, sure: np.ndarray) -> np.ndarray:
-        """The prediction, (H, W) or (3, H, W), with "no label" where `sure` (H, W) is False."""
-        return np.where(sure, prediction, prediction.dtype.type(self.fill))
+    def teach(self, raw: Tensor, mirrored: Tensor, size: Size) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Raw outputs for frames of this size and for their mirror images -> (prediction, its confidence in 0..1) of
+        each frame."""
+        raise ValueError(f"--task: {self.name} cannot be taught")
 
-    # Reports.
+    def keep_sure(self, prediction: np.ndarray, confidence: np.ndarray, least: float) -> tuple[np.ndarray, int, int]:
+        """A teacher's prediction -> (label of what it is sure of, how much that is, of how much)."""
+        raise ValueError(f"--task: {self.name} cannot be taught")
+
+    # ------------------------------------------------------------------------------ reports
 
     @abstractmethod
     def metrics(self, protocol: Protocol) -> Metrics:
@@ -148,20 +236,39 @@ class Task(ABC):
         """{name: picture (H, W, 3) uint8 of what was measured}, for TensorBoard."""
         return {}
 
+    def arrays(self, prediction: Tensor) -> list[np.ndarray]:
+        """The prediction of each frame of the batch."""
+        return list(prediction.cpu().numpy())
+
+    def difference(self, found: Tensor, wanted: Tensor, tolerance: float) -> tuple[float, int, int]:
+        """How two predictions differ: (largest difference of numbers, values that changed, values in all).
+
+        A class changed when it is another, a number when it is off by more than `tolerance` times itself.
+        """
+        if not wanted.is_floating_point():
+            return 0.0, int((found != wanted).sum()), wanted.numel()
+        off = (found - wanted).abs()
+        changed = off > tolerance * wanted.abs().clamp(min=1e-3)
+        return float(off.max()) if off.numel() else 0.0, int(changed.sum()), wanted.numel()
+
     @abstractmethod
-    def draw(self, prediction: np.ndarray) -> np.ndarray:
-        """A prediction or label -> (H, W, 3) uint8 picture, comparable between frames."""
+    def draw(self, prediction: np.ndarray, size: Size | None = None) -> np.ndarray:
+        """The prediction of a frame, or a label -> picture (*size, 3) uint8, with the same colors in all frames.
+
+        Without a size, as large as the prediction, where it is a map.
+        """
 
     def legend(self, prediction: np.ndarray) -> list[tuple[str, tuple[int, int, int]]]:
-        """(text, colour) entries that explain the picture."""
+        """(text, color) entries that explain the picture."""
         return []
 
     @abstractmethod
     def save(self, prediction: np.ndarray, path: Path) -> None:
-        """Writes the values to a PNG that `read` reads back."""
+        """Writes the values of a frame to a file that `read` reads back."""
 
 
 def check_keys(section: object, known: set[str], where: str) -> None:
+    """Raises ValueError for a section that is no mapping, and for a key that is not known."""
     if not isinstance(section, Mapping):
         raise ValueError(f"{where} must hold 'name: value' lines")
     for key in section:

@@ -20,10 +20,15 @@ from geometry import View
 from images import read_label, write_png
 from metrics import DepthMetrics, Protocol
 from tasks.base import Task, check_keys
+from tasks.dense import DenseTask
+from tasks.survey import share_table
+
+HISTOGRAM_BINS = 10_000  # of `survey`, from 0 to the data set's maximum: millimetres at 10 m
+USUAL_DEPTH_M = (0.1, 100.0)  # a median outside says that metres_per_unit is wrong
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)). Where nothing learns on a CPU by numpy: its vector instructions take an eighth of the time."""
+    """log(1 + exp(x)). On a CPU without gradients numpy computes it, in an eighth of torch's time."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
     if not plain or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return F.softplus(x)
@@ -32,11 +37,13 @@ def softplus(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Depth(Task):
+class Depth(DenseTask):
     """Distance along the optical axis. Labels (H, W) float32 metres, 0 = none; predictions (B, H, W) metres."""
 
     name = "depth"
     best = "rmse"
+    gives = "metres"
+    sure = 0.9
     directions: ClassVar = {
         "rmse": -1, "rmse_log": -1, "abs_rel": -1, "sq_rel": -1, "log10": -1, "silog": -1,
         "delta1": 1, "delta2": 1, "delta3": 1,
@@ -62,11 +69,10 @@ class Depth(Task):
     def from_section(cls, section: Mapping[str, object], config: Config) -> Depth:
         return cls(max_m=section["max"], activation=config.depth_activation)
 
-    sure = 0.9
-
     @property
     def metres_per_unit(self) -> float:
-        """Of the files that `save` writes: millimetres, or where 16 bits of these do not reach, 1/256 m as in KITTI."""
+        """The unit of the files that `save` writes: 1 mm, or for ranges above 65 m, which 16 bits of millimetres do
+        not hold, 1/256 m as in KITTI."""
         return 0.001 if self.max_m <= 65 else 1 / 256
 
     def section(self) -> dict[str, object]:
@@ -74,7 +80,7 @@ class Depth(Task):
 
     @classmethod
     def from_teacher(cls, section: Mapping[str, object], where: str) -> Depth:
-        # Others' networks give metres, or what `scale` makes metres of.
+        # Other projects' networks give metres, after a multiplication with `scale`.
         return dataclasses.replace(super().from_teacher({"metres_per_unit": 1.0, **section}, where), activation="abs")
 
     @classmethod
@@ -89,8 +95,41 @@ class Depth(Task):
         return np.where((depth > 0) & (depth <= section["max"]), depth, np.float32(0))
 
     def view(self, label: np.ndarray, view: View) -> np.ndarray:
-        # What a zoom of z shows is what the same camera would see of the scene at 1/z of the distance.
+        # A zoom of z shows what the same camera would see if everything were at 1/z of its distance.
         return super().view(label, view) / np.float32(view.zoom)
+
+    def survey(self, label: np.ndarray, section: Mapping[str, object]) -> np.ndarray:
+        """[labeled pixels, all pixels, histogram of the depth]"""
+        steps = (label[label > 0] * (HISTOGRAM_BINS / section["max"])).astype(np.int64)
+        bins = np.bincount(np.minimum(steps, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
+        return np.concatenate([super().survey(label, section), bins])
+
+    def unlikely(self, stored: np.ndarray, section: Mapping[str, object]) -> str:
+        metres = stored[stored > 0].astype(np.float64) * section["metres_per_unit"]
+        if not metres.size:
+            return ""
+        median, top, scale = np.median(metres), section["max"], section["metres_per_unit"]
+        if not USUAL_DEPTH_M[0] <= median <= USUAL_DEPTH_M[1]:
+            return f"half of the readings lie below {median:.4g} m; is metres_per_unit {scale:g} right?"
+        beyond = (metres > top).mean()
+        if beyond > 0.5:
+            return f"{beyond:.0%} of the readings lie beyond max ({top:g} m); is metres_per_unit {scale:g} right?"
+        return ""
+
+    def survey_lines(self, surveys: Mapping[str, np.ndarray], section: Mapping[str, object]) -> list[str]:
+        top = section["max"]
+        centers = (np.arange(HISTOGRAM_BINS) + 0.5) * top / HISTOGRAM_BINS
+        step = next((step for step in (0.1, 1, 5, 10, 50, 100) if top <= 20 * step), top / 20)
+        rows = (centers / step).astype(int)
+        names = [f"{row * step:4g} to {(row + 1) * step:g} m" for row in range(rows[-1] + 1)]
+        lines = ["depth: per cent of the readings"]
+        lines += share_table(names, {split: np.bincount(rows, values[2:]) for split, values in surveys.items()})
+        for split, values in surveys.items():
+            if values[0]:
+                reached = np.cumsum(values[2:]) / values[0]
+                least, median, most = (centers[np.searchsorted(reached, share)] for share in (1e-12, 0.5, 1 - 1e-12))
+                lines.append(f"  {split}: least {least:.2f} m, median {median:.2f} m, most {most:.2f} m")
+        return lines
 
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
         # In tenths of the range: beside a room of 10 m, a road of 80 m would be all that counts.
@@ -101,7 +140,7 @@ class Depth(Task):
         return self.ACTIVATIONS[self.activation](super().scores(raw, size))
 
     def undo(self, scores: Tensor, zoom: float, mirror: bool) -> Tensor:
-        return super().undo(scores, zoom, mirror) * zoom
+        return super().undo(scores, zoom, mirror) * zoom  # the inverse of `view`
 
     def confidence(self, scores: Tensor, mirrored: Tensor) -> Tensor:
         """The ratio of the smaller to the larger distance."""
@@ -110,7 +149,7 @@ class Depth(Task):
     def metrics(self, protocol: Protocol) -> DepthMetrics:
         return DepthMetrics(protocol)
 
-    def draw(self, prediction: np.ndarray) -> np.ndarray:
+    def paint(self, prediction: np.ndarray) -> np.ndarray:
         near_is_bright = 255 * (1 - np.clip(prediction / self.max_m, 0, 1))
         colored = cv2.applyColorMap(near_is_bright.round().astype(np.uint8), cv2.COLORMAP_TURBO)
         colored[prediction <= 0] = 0
@@ -118,11 +157,11 @@ class Depth(Task):
 
     def legend(self, prediction: np.ndarray) -> list[tuple[str, tuple[int, int, int]]]:
         ticks = np.linspace(0, self.max_m, 6)
-        colors = self.draw(np.maximum(ticks, 1e-6)[None].astype(np.float32))[0]
+        colors = self.paint(np.maximum(ticks, 1e-6)[None].astype(np.float32))[0]
         return [
             (f"{tick:g} m", tuple(int(value) for value in color)) for tick, color in zip(ticks, colors, strict=True)
         ]
 
     def save(self, prediction: np.ndarray, path: Path) -> None:
-        """16 bits, `metres_per_unit`."""
+        """A 16-bit PNG in `metres_per_unit`."""
         write_png(path, (prediction / self.metres_per_unit).round().clip(0, 65535).astype(np.uint16))

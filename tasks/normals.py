@@ -15,7 +15,7 @@ import loss
 from geometry import View, normals_from_depth, resize_raw, unit
 from images import read_label, write_png
 from metrics import NormalMetrics, Protocol
-from tasks.base import Task
+from tasks.dense import DenseTask
 
 
 def unit_length(x: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def unit_length(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Normals(Task):
+class Normals(DenseTask):
     """Unit surface normals, camera frame (x right, y down, z forward), towards the camera: z < 0 where it faces us.
 
     Labels (H, W, 3) float32, 0, 0, 0 = none; predictions (B, 3, H, W). Files: 8-bit RGB, round(127.5 (n + 1)).
@@ -50,8 +50,8 @@ class Normals(Task):
         return normals_from_depth(label, camera)
 
     def view(self, label: np.ndarray, view: View) -> np.ndarray:
-        # The picture's changes of the scene are p' = A p; planes then have the normals A^-T n. In order: the
-        # mirror, the turn, and the division of the depth by the zoom (see Depth.view).
+        # A view shows the scene with its points p moved to A p; planes then have the normals A^-T n. A is, in this
+        # order, the mirror, the rotation, and the division of the depth by the zoom (see Depth.view).
         normal = super().view(label, view)
         turn = np.deg2rad(view.angle)  # cv2's angle is counter-clockwise on the screen, where y points down
         x = -normal[..., 0] if view.mirror else normal[..., 0]
@@ -87,7 +87,7 @@ class Normals(Task):
     def metrics(self, protocol: Protocol) -> NormalMetrics:
         return NormalMetrics()
 
-    def draw(self, prediction: np.ndarray) -> np.ndarray:
+    def paint(self, prediction: np.ndarray) -> np.ndarray:
         """prediction (3, H, W), or a label (H, W, 3). x to red, y up to green, towards the camera to blue."""
         normal = prediction if prediction.shape[-1] == 3 else prediction.transpose(1, 2, 0)
         color = ((normal * [1, -1, -1] + 1) * 127.5).round().clip(0, 255)

@@ -21,6 +21,8 @@ from geometry import argmax_resized, resize_raw
 from images import read_label, write_png
 from metrics import Protocol, SegmentationMetrics
 from tasks.base import Task, check_keys
+from tasks.dense import DenseTask
+from tasks.survey import share_table
 
 NO_CLASS = 255  # "no label" in segmentation labels, whatever number the data set uses for it
 
@@ -38,18 +40,19 @@ CLASS_LISTS = {
 
 
 @dataclass(frozen=True)
-class Segmentation(Task):
+class Segmentation(DenseTask):
     """A class for each pixel. Labels (H, W) uint8 ids, 255 = none; predictions (B, H, W) uint8."""
 
     name = "segmentation"
     best = "miou"
+    gives = "classes"
     directions: ClassVar = {"miou": 1, "pixel_accuracy": 1, "class_accuracy": 1, "dice": 1, "iou": 1}
     fill = NO_CLASS
 
     classes: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
     class_weights: tuple[float, ...] = ()  # () = all 1
-    outputs: tuple[int, ...] = ()  # which outputs of the shared head are its classes; () = all, in order
+    outputs: tuple[int, ...] = ()  # of the head that data sets share: those of its classes; () = all, in order
     loss_kind: str = "cross_entropy"  # cross_entropy | dice | cross_entropy+dice
 
     @classmethod
@@ -83,6 +86,14 @@ class Segmentation(Task):
     def section(self) -> dict[str, object]:
         return {"classes": list(self.classes), "colors": [list(color) for color in self.colors], "ignore": NO_CLASS}
 
+    def misfit(self, section: Mapping[str, object]) -> str:
+        other = section["classes"]
+        return "" if self.classes == other else f"its {len(other)} classes are not the {len(self.classes)}"
+
+    @property
+    def is_part(self) -> bool:
+        return bool(self.outputs)
+
     @classmethod
     def join(cls, tasks: Mapping[str, Segmentation], merge: bool) -> tuple[Segmentation, dict[str, Task]]:
         """Equal class lists share their outputs; others get outputs of their own, unless `merge` joins equal names.
@@ -110,7 +121,7 @@ class Segmentation(Task):
         everything = tuple(range(len(names)))
         first = next(iter(tasks.values()))
         union = cls(first.interpolation, names, _different(colors), loss_kind=first.loss_kind)
-        # A data set that has all classes in order reads the head as it is.
+        # A data set whose classes are those of the head, in order, takes all outputs as they are.
         return union, {
             name: dataclasses.replace(task, outputs=() if parts[name] == everything else parts[name])
             for name, task in tasks.items()
@@ -133,6 +144,21 @@ class Segmentation(Task):
 
     def no_label(self, height: int, width: int) -> np.ndarray:
         return np.full((height, width), NO_CLASS, np.uint8)
+
+    def class_counts(self, label: np.ndarray) -> np.ndarray:
+        return np.bincount(label[label != NO_CLASS], minlength=len(self.classes))
+
+    def with_class_weights(self, weights: Sequence[float]) -> Segmentation:
+        return dataclasses.replace(self, class_weights=tuple(weights))
+
+    def survey(self, label: np.ndarray, section: Mapping[str, object]) -> np.ndarray:
+        """[labeled pixels, all pixels, pixels of each class]"""
+        return np.concatenate([super().survey(label, section), self.class_counts(label)])
+
+    def survey_lines(self, surveys: Mapping[str, np.ndarray], section: Mapping[str, object]) -> list[str]:
+        names = [f"{number:3d} {name}" for number, name in enumerate(self.classes)]
+        lines = ["segmentation: per cent of the labelled pixels"]
+        return lines + share_table(names, {split: values[2:] for split, values in surveys.items()})
 
     @property
     def channels(self) -> int:
@@ -157,12 +183,12 @@ class Segmentation(Task):
         return scores.argmax(1).to(torch.uint8)
 
     def decode(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
-        if self.interpolation == "bilinear":  # softmax does not change the largest
+        if self.interpolation == "bilinear":  # softmax keeps the order of the classes
             return argmax_resized(raw, size)
         return self.decide(resize_raw(raw, size, self.interpolation))
 
     def confidence(self, scores: Tensor, mirrored: Tensor) -> Tensor:
-        """The probability of the class that is chosen."""
+        """The probability of the most probable class."""
         return ((scores + mirrored) / 2).amax(1)
 
     def metrics(self, protocol: Protocol) -> SegmentationMetrics:
@@ -207,7 +233,7 @@ class Segmentation(Task):
         palette[: len(self.colors)] = self.colors
         return palette
 
-    def draw(self, prediction: np.ndarray) -> np.ndarray:
+    def paint(self, prediction: np.ndarray) -> np.ndarray:
         return cv2.applyColorMap(prediction.astype(np.uint8), self.palette[:, None])
 
     def legend(self, prediction: np.ndarray) -> list[tuple[str, tuple[int, int, int]]]:
@@ -220,7 +246,7 @@ class Segmentation(Task):
 
 
 def _different(colors: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
-    """The colours, where one stands twice replaced by one of the palette that is free."""
+    """The colors, with each repetition replaced by an unused color of the palette."""
     used = set(colors)
     free = (color for color in map(tuple, class_palette()[1:].tolist()) if color not in used)
     seen: set[tuple[int, int, int]] = set()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import loss
 from config import make_config
 from model import build_network
-from networks.decoders import DECODERS, LightWeightRefineNet, UNet, build_decoder, build_head, fit, initialise_small
+from networks.decoders import DECODERS, Head, LightWeightRefineNet, UNet, build_decoder, fit, initialise_small
 from networks.encoders import PaperMobileNetV2, UNetEncoder, build_encoder
 from tasks import Depth, Segmentation
 
@@ -55,7 +55,11 @@ def test_every_decoder_takes_every_encoder_at_odd_sizes(name, config):
             features = encoder(torch.randn(1, 3, height, width))
             assert [item.shape[1] for item in features] == list(encoder.channels)
             # Some encoders drop the odd row, others keep it; the decoder follows.
-            assert decoder(features).shape == (1, decoder.width, *features[0].shape[-2:])
+            maps = decoder(features)
+            assert maps[0].shape == (1, decoder.width, *features[0].shape[-2:])
+            assert [item.shape[1] for item in maps] == list(decoder.channels)
+            last = dict(zip(encoder.strides, features, strict=True))
+            assert [item.shape[-2:] for item in maps] == [last[stride].shape[-2:] for stride in decoder.strides]
             for stride, feature in zip(encoder.strides, features, strict=True):
                 sizes = zip((height, width), feature.shape[-2:], strict=True)
                 assert all(got in (full // stride, -(-full // stride)) for full, got in sizes)
@@ -70,7 +74,7 @@ def test_every_stride_and_every_parameter_is_used(config):
         torch.randn(2, count, 96 // stride, 64 // stride, requires_grad=True)
         for count, stride in zip(channels, strides, strict=True)
     ]
-    decoder(features).square().sum().backward()
+    decoder(features)[0].square().sum().backward()
     used = [feature.grad is not None and bool(feature.grad.any()) for feature in features]
     assert used == [True, True, config.decoder != "unet", True, True]  # U-Net: the last one of a stride
     assert all(item.grad is not None and item.grad.isfinite().all() for item in decoder.parameters())
@@ -80,7 +84,7 @@ def test_every_stride_and_every_parameter_is_used(config):
 def test_strides_may_lie_apart(config):
     decoder = build_decoder(config, (4, 8, 7), (2, 8, 32)).eval()
     features = [torch.randn(1, 4, 35, 51), torch.randn(1, 8, 9, 13), torch.randn(1, 7, 3, 4)]
-    assert decoder(features).shape == (1, 4, 35, 51)
+    assert decoder(features)[0].shape == (1, 4, 35, 51)
     assert (decoder.width, decoder.stride) == (4, 2)
 
 
@@ -93,7 +97,7 @@ def test_the_network_draws_the_same_random_numbers_as_ever():
     torch.manual_seed(5)
     encoder = build_encoder("resnet18")
     decoder = LightWeightRefineNet(encoder.channels, encoder.strides, 16, 2)
-    heads = nn.ModuleDict({name: build_head(16, task.channels) for name, task in tasks.items()})
+    heads = nn.ModuleDict({name: Head(16, task.channels) for name, task in tasks.items()})
     decoder.initialise()
     heads.apply(initialise_small)
     for part, expected in (("encoder", encoder), ("decoder", decoder), ("heads", heads)):
@@ -137,7 +141,7 @@ def test_unet_is_the_network_of_the_papers_figure():
     three = twice(F.max_pool2d(two, 2))
     up = twice(torch.cat([two, F.conv_transpose2d(three, next(ups), next(ups), stride=2)], 1))
     up = twice(torch.cat([one, F.conv_transpose2d(up, next(ups), next(ups), stride=2)], 1))
-    assert torch.allclose(decoder.train()(encoder.train()(image)), up, atol=1e-5)
+    assert torch.allclose(decoder.train()(encoder.train()(image))[0], up, atol=1e-5)
     assert next(weights, None) is None and next(ups, None) is None
 
 
@@ -168,7 +172,7 @@ def test_unet_starts_with_unit_scale(transposed):
     decoder = unet(encoder, transposed)
     encoder.eval(), decoder.eval()  # batch norm is the identity now
     with torch.inference_mode():
-        output = decoder(encoder(torch.randn(2, 3, 64, 64)))
+        output = decoder(encoder(torch.randn(2, 3, 64, 64)))[0]
     assert 0.1 < output.square().mean() < 10
     assert encoder.stages[3][0].weight.std().item() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)
 
@@ -176,14 +180,15 @@ def test_unet_starts_with_unit_scale(transposed):
 @pytest.mark.parametrize("transposed", [True, False])
 def test_a_small_unet_learns_a_picture(transposed):
     encoder = UNetEncoder(widths=TINY)
-    network = nn.Sequential(encoder, unet(encoder, transposed), nn.Conv2d(8, 2, 1)).train()
+    network = nn.Sequential(encoder, unet(encoder, transposed)).train()
+    last = nn.Conv2d(8, 2, 1)
     image = torch.rand(1, 3, 33, 47)
     target = (F.avg_pool2d(image, 5, 1, 2)[:, 0] > 0.5).long()
     valid = torch.ones_like(target, dtype=torch.bool)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam([*network.parameters(), *last.parameters()], lr=0.01)
     values = []
     for _ in range(25):
-        logits = network(image)
+        logits = last(network(image)[0])
         value = loss.cross_entropy(logits, target, valid) + loss.dice(logits, target, valid)
         optimizer.zero_grad()
         value.backward()

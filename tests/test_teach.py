@@ -44,7 +44,7 @@ def median_confidence(folder: Path, checkpoint: Path, task: str) -> float:
     """Of the first training frame: the tiny network is sure of little."""
     teacher = NetworkTeacher(checkpoint, task, "", torch.device("cpu"), torch.float32)
     image = torch.from_numpy(read_image(read_list(read_folder(folder), "train")[0].image).transpose(2, 0, 1).copy())
-    return round(float(np.median(teach(teacher, image[None], [tuple(image.shape[1:])])[0][1])), 4)
+    return round(float(np.median(teach(teacher, image[None], tuple(image.shape[1:]))[0][1])), 4)
 
 
 def test_confident_predictions_become_labels_that_training_uses(script, partial, trained, tiny_settings, tmp_path):
@@ -207,7 +207,7 @@ class Halves:
 def test_confidence_belongs_to_its_pixel():
     images = torch.zeros(1, 3, 8, 12, dtype=torch.uint8)
     images[..., :6] = 255
-    prediction, confidence = teach(Halves(), images, [(8, 12)])[0]
+    prediction, confidence = teach(Halves(), images, (8, 12))[0]
     assert (prediction[:, :6] == 1).all() and (confidence[:, :6] > 0.99).all()
     assert np.allclose(confidence[:, 6:], 0.5)
 

@@ -13,6 +13,7 @@ from conftest import only_error_line
 
 from deploy.predictor import Predictor
 from deploy.video import File, Frame, Newest, Smoother, video_writer
+from tasks import Depth
 
 av = pytest.importorskip("av")
 
@@ -160,7 +161,7 @@ def test_an_error_of_the_camera_is_not_lost():
 
 def test_smoothing_holds_what_stands_still_and_lets_go_of_what_moves():
     rng = np.random.default_rng(0)
-    smoother = Smoother(0.8)
+    smoother = Smoother(0.8, {"depth": Depth()})
     picture = torch.from_numpy(rng.integers(60, 90, (1, 3, 16, 16), np.uint8))
     values = []
     for _ in range(60):
@@ -180,7 +181,7 @@ def test_smoothing_holds_what_stands_still_and_lets_go_of_what_moves():
 def test_without_strength_it_changes_nothing(trained):
     predictor = Predictor(trained / "best.pt", "eager")
     image = cv2.resize(scene(3), (96, 72))
-    smoother = Smoother(0.0)
+    smoother = Smoother(0.0, predictor.tasks)
     for _ in range(2):
         plain, smooth = predictor(image), predictor.batch([image], smoother)[0]
         assert plain.keys() == smooth.keys()

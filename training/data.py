@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -50,10 +49,9 @@ def load_data(
             part.decode_all()
         if config.class_weights == "log" and not resume:
             for number, (name, task) in enumerate(part.tasks.items()):
-                labelled = any(part.weights(index)[number] for index in range(len(part)))
-                if labelled and hasattr(task, "class_weights"):
+                if any(part.weights(index)[number] for index in range(len(part))):
                     weights = 1 / np.log(1.02 + class_frequencies(part, task))
-                    part.tasks[name] = dataclasses.replace(task, class_weights=tuple(weights.tolist()))
+                    part.tasks[name] = task.with_class_weights(weights.tolist())
         parts.append(part)
         val[folder.name] = Frames(folder, val_list, part.tasks, config, train=False)
         if config.cache:

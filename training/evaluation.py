@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 import distributed
 from config import Config
-from dataset import Frames, eval_loader
+from dataset import Frames, eval_loader, scaled_name
 from deploy.backends import Backend
 from folders import Folder, label_tasks, read_list
 from metrics import Metrics, Protocol
-from model import Network, predict_batch, tasks_of
+from model import Network, predict_scales, tasks_of
 from tasks import Task
 from utils import autocast, pick_precision
 
@@ -29,28 +29,31 @@ def accumulate(
     device: torch.device,
     precision: torch.dtype = torch.float32,
     protocol: Protocol = Protocol(),  # noqa: B008 - frozen
-    scales: Iterable[float] = (1.0,),
     mirror: bool = False,
     progress: bool = False,
     tasks: Mapping[str, Task] | None = None,
 ) -> dict[str, Metrics]:
-    """{task: metrics} of every frame of `loader` (`dataset.eval_loader`) at ground-truth size.
+    """{task: metrics} of every frame of `loader` (`dataset.eval_loader`) at ground-truth size, seen at the scales that
+    its frames have.
 
     With several processes, over the frames of all their loaders. `tasks` are those of the loader's data set, by default
-    the network's, which must be in eval mode.
+    the network's. The network must be in eval mode.
     """
     tasks = network.tasks if tasks is None else tasks
     metrics = {name: task.metrics(protocol) for name, task in tasks.items()}
     shown = progress and distributed.is_main()
     for batches in tqdm(loader, desc="evaluate", disable=None if shown else True, leave=False):
         for batch in batches:
-            images = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last)
-            targets = {name: batch[name].to(device, non_blocking=True) for name in metrics}
-            sizes = {name: tuple(target.shape[-2:]) for name, target in targets.items()}
+            images = {
+                scale: batch[scaled_name(scale)].to(device, non_blocking=True, memory_format=torch.channels_last)
+                for scale in loader.dataset.scales
+            }
+            sizes = dict.fromkeys(tasks, tuple(batch["size"][0].tolist()))
             with autocast(device, precision):
-                predictions = predict_batch(network, images, sizes, scales, mirror, tasks)
-            for name, accumulator in metrics.items():
-                accumulator.update(predictions[name], targets[name])
+                predictions = predict_scales(network, images, sizes, mirror, tasks)
+            for name, prediction in predictions.items():
+                # A back end may compute on another device than `device`.
+                metrics[name].update(prediction, tasks[name].move(batch[name], prediction.device))
     mine, *others = distributed.gather(metrics)
     for theirs in others:
         for name, item in mine.items():
@@ -64,10 +67,10 @@ def values_of(metrics: Mapping[str, Metrics]) -> dict[str, float]:
 
 
 def pick_tasks(network: Network | Backend, folder: Folder, path: Path, domain: str = "") -> dict[str, Task]:
-    """The tasks to evaluate on a data set: those of `domain`, or of the network's data set of the same name, of one
-    with the same classes, or all of the network's.
+    """The tasks to evaluate on a data set: those of `domain`, or else the first that fit its labels, of the network's
+    data set of the same name, of its other data sets, of all its heads.
 
-    Raises ValueError when none has the data set's classes, or no task has labels there.
+    Raises ValueError when none fit, or no task has labels there.
     """
     labelled = label_tasks(folder)
     if not set(network.tasks) & set(labelled):
@@ -76,14 +79,13 @@ def pick_tasks(network: Network | Backend, folder: Folder, path: Path, domain: s
     choices = [*named, *network.domains.values(), network.tasks]
     if domain:
         choices = [tasks_of(network, domain, path)]
-    # Classes that a data set's labels use must be those that the network gives.
-    wanted = {name: section["classes"] for name, section in folder.sections.items() if "classes" in section}
+    reasons = []
     for tasks in choices:
-        if all(name not in tasks or tasks[name].classes == classes for name, classes in wanted.items()):
+        misfits = [task.misfit(folder.sections[name]) for name, task in tasks.items() if name in folder.sections]
+        if not any(misfits):
             return tasks
-    name, classes = next((name, classes) for name, classes in wanted.items() if name in network.tasks)
-    counts = " or ".join(dict.fromkeys(str(len(tasks[name].classes)) for tasks in choices))
-    raise ValueError(f"{folder.root}: its classes are not those of {path} ({len(classes)} and {counts})")
+        reasons.append(next(filter(None, misfits)))
+    raise ValueError(f"{folder.root}: {' or '.join(dict.fromkeys(reasons))} of {path}")
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,12 @@ def evaluate_folder(
     """The metrics on a split of a data set, and its number of frames."""
     # The size of the images is the network's own; the machine's settings are those of the command line.
     config = dataclasses.replace(settings.config, long_side=network.config.long_side)
-    frames = Frames(folder, read_list(folder, split), tasks, config, train=False)
+    frames = Frames(folder, read_list(folder, split), tasks, config, False, settings.scales)
     if isinstance(network, Network):
         network = network.to(settings.device, memory_format=torch.channels_last)
     precision = pick_precision(config.precision, settings.device)
     metrics = accumulate(
         network, eval_loader(frames, config, pin=settings.device.type == "cuda"), settings.device, precision,
-        settings.protocol, settings.scales, settings.mirror, progress=True, tasks=tasks,
+        settings.protocol, settings.mirror, progress=True, tasks=tasks,
     )  # fmt: skip
     return values_of(metrics), len(frames)

@@ -29,13 +29,13 @@ class Weighting(nn.Module):
     def backward(
         self,
         losses: Mapping[str, Tensor],
-        shared: Tensor | None,
+        shared: Tensor | Sequence[Tensor] | None,
         scale: Callable[[Tensor], Tensor],
         portions: Mapping[str, float] | None = None,
     ) -> None:
         """Adds the gradients of `losses` ({task: scalar}, possibly none) to those that the parameters hold.
 
-        `shared` (B, C, h, w) is what every head reads. `scale` goes from a loss to what is differentiated: the
+        `shared`: the maps (B, C, h, w) that heads read. `scale` goes from a loss to what is differentiated: the
         gradient scaler. `portions`, where a step is split over batches and `losses` are parts that add up to the
         step's losses: which part of the task's labels is in this batch, in all 1; without it, all of them.
         """
@@ -143,7 +143,7 @@ class UPGrad(Weighting):
     def backward(
         self,
         losses: Mapping[str, Tensor],
-        shared: Tensor | None,
+        shared: Tensor | Sequence[Tensor] | None,
         scale: Callable[[Tensor], Tensor],
         portions: Mapping[str, float] | None = None,
     ) -> None:
@@ -152,17 +152,18 @@ class UPGrad(Weighting):
             super().backward(losses, shared, scale, portions)
             self.shares[present] = 1.0
             return
-        assert shared is not None, "upgrad needs the tensor that all heads read"
+        assert shared is not None, "upgrad needs the maps that heads read"
+        maps = [shared] if isinstance(shared, Tensor) else list(shared)
         scaled = [scale(self.weights[task] * value) for task, value in losses.items()]
-        parameters, shared_parameters = leaves(scaled), leaves([shared])
+        parameters, shared_parameters = leaves(scaled), leaves(maps)
         if len(parameters) == len(shared_parameters):
             raise ValueError(
                 "task_weighting: upgrad finds no heads behind what they share, as in a network that was compiled "
                 "as a whole; set --compile false"
             )
         # One task after the other (1): the other way is torch.vmap, which not every layer supports.
-        self.mtl_backward(scaled, shared, shared_params=shared_parameters, parallel_chunk_size=1)
-        aggregator = self.aggregator(torch.ones(len(scaled), device=shared.device), self.project)
+        self.mtl_backward(scaled, maps, shared_params=shared_parameters, parallel_chunk_size=1)
+        aggregator = self.aggregator(torch.ones(len(scaled), device=maps[0].device), self.project)
         shares = self.jac_to_grad(shared_parameters, aggregator, optimize_gramian_computation=True)
         self.shares[present] = shares.to(self.shares)
         # torchjd leaves gradients in any memory layout, and a fused optimizer pairs up elements as they lie there.

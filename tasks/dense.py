@@ -1,0 +1,167 @@
+"""DenseTask: what tasks with a value for each pixel have in common.
+
+Shapes: a label is (H, W) or (H, W, 3); a target (B, H, W) or (B, 3, H, W); raw output (B, channels, h, w), smaller
+than the image; a prediction has the target's shape and physical units.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from geometry import View, resize_nearest, resize_raw
+from images import read_label
+from networks.decoders import Head
+from tasks.base import Size, Task
+
+
+@dataclass(frozen=True)
+class DenseTask(Task):
+    """A task with a value for each pixel."""
+
+    fill: ClassVar[float] = 0.0  # "no label" in a label
+
+    interpolation: str = "bilinear"  # how raw output is brought to full size
+
+    # Files
+
+    def open(self, path: Path) -> np.ndarray:
+        return read_label(path)
+
+    def at_size(self, label: np.ndarray, size: Size, path: Path) -> np.ndarray:
+        if label.shape[:2] != size:
+            got, wanted = (f"{width}x{height}" for height, width in (label.shape[:2], size))
+            raise ValueError(f"{path}: {self.name} is {got}, but its image is {wanted}")
+        return label
+
+    def no_label(self, height: int, width: int) -> np.ndarray:
+        return np.full((height, width), self.fill, np.float32)
+
+    def view(self, label: np.ndarray, view: View) -> np.ndarray:
+        """Each pixel from the nearest one of the label: labels are never interpolated."""
+        return view.sample(label, self.fill)
+
+    def survey(self, label: np.ndarray, section: Mapping[str, object]) -> np.ndarray:
+        """[labeled pixels, all pixels]"""
+        labeled = label != self.fill
+        return np.array([(labeled.any(2) if label.ndim == 3 else labeled).sum(), label.shape[0] * label.shape[1]])
+
+    def coverage(self, survey: np.ndarray) -> str:
+        return f"{survey[0] / survey[1]:.1%} of their pixels"
+
+    def suspicion(self, stored: np.ndarray, label: np.ndarray, section: Mapping[str, object]) -> tuple[str, str] | None:
+        if what := self.unlikely(stored, section):
+            return f"unlikely {self.name}", what
+        if not self.survey(label, section)[0]:
+            return "nothing labelled", f"no pixel of this {self.name} label has a value; write '-' instead"
+        return None
+
+    def unlikely(self, stored: np.ndarray, section: Mapping[str, object]) -> str:
+        """What looks wrong with the numbers in a label file, or ''."""
+        return ""
+
+    # Batches
+
+    def collate(self, labels: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(labels))
+
+    def pick(self, target: Tensor, frames: Sequence[int]) -> Tensor:
+        return target[torch.tensor(frames).to(target.device, non_blocking=True)]
+
+    def thin(self, target: Tensor, stride: int, phase: tuple[int, int] = (0, 0)) -> Tensor:
+        return target[..., phase[0] :: stride, phase[1] :: stride]
+
+    # The network
+
+    @property
+    def channels(self) -> int:
+        """Outputs of the head."""
+        return 1
+
+    def head(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+        return Head(channels[0], self.channels)
+
+    def scores(self, raw: Tensor, size: Size) -> Tensor:
+        """raw -> (B, channels, *size) that may be averaged over views: probabilities, metres, vectors."""
+        return resize_raw(raw, size, self.interpolation)
+
+    def undo(self, scores: Tensor, zoom: float, mirror: bool) -> Tensor:
+        """Scores of a zoomed and mirrored picture -> scores of the picture."""
+        return scores.flip(-1) if mirror else scores
+
+    def decide(self, scores: Tensor) -> Tensor:
+        """Scores -> prediction."""
+        return scores[:, 0]
+
+    def decode(self, raw: Tensor, size: Size) -> Tensor:
+        return self.decide(self.scores(raw, size))
+
+    def merge(self, views: Sequence[tuple[Tensor, float, bool]], size: Size) -> Tensor:
+        """The mean of the views' scores decides."""
+        total: Tensor | float = 0.0
+        for raw, zoom, mirror in views:
+            total = self.undo(self.scores(raw, size), zoom, mirror) + total
+        return self.decide(total / len(views))
+
+    def crop(self, raw: Tensor, size: Size, padded: Size) -> Tensor:
+        height, width = (-(-side * of // by) for side, of, by in zip(raw.shape[-2:], size, padded, strict=True))
+        return raw[..., :height, :width]
+
+    def resize(self, prediction: Tensor, before: Size, size: Size) -> Tensor:
+        return resize_nearest(prediction, size)
+
+    def smooth(self, earlier: Tensor, raw: Tensor, kept: Callable[[Size], Tensor]) -> Tensor:
+        return torch.lerp(raw.float(), earlier.float(), kept(raw.shape[-2:]).to(raw.device))
+
+    # Labels of teachers
+
+    def from_graph(self, output: Tensor, probabilities: bool) -> Tensor:
+        """output (B, channels, h, w), or (B, h, w) where that is one."""
+        raw = output[:, None] if output.ndim == 3 else output
+        if raw.ndim != 4 or raw.shape[1] != self.channels:
+            got = "x".join(map(str, raw.shape))
+            raise ValueError(f"--teacher: its output is {got}, but its YAML file describes {self.channels} channels")
+        return raw.clamp(min=1e-12).log() if probabilities else raw
+
+    def confidence(self, scores: Tensor, mirrored: Tensor) -> Tensor:
+        """Scores of a picture and, `undo`ne, of its mirror image -> how sure it is, (B, H, W) in 0..1.
+
+        By default how much less than 1 the two differ, which suits probabilities.
+        """
+        return 1 - (scores - mirrored).abs().amax(1)
+
+    def teach(self, raw: Tensor, mirrored: Tensor, size: Size) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The mean of both views decides; confidence is (H, W)."""
+        plain, other = (
+            self.undo(self.scores(item, size), 1.0, flipped) for item, flipped in ((raw, False), (mirrored, True))
+        )
+        predictions = self.arrays(self.decide((plain + other) / 2))
+        return list(zip(predictions, self.confidence(plain, other).cpu().numpy(), strict=True))
+
+    def keep_sure(self, prediction: np.ndarray, confidence: np.ndarray, least: float) -> tuple[np.ndarray, int, int]:
+        """(H, W) or (3, H, W) with "no label" where the confidence (H, W) is below `least`; counts are of pixels."""
+        sure = confidence >= least
+        label = np.where(sure, prediction, prediction.dtype.type(self.fill))
+        return label, int(sure.sum()), sure.size
+
+    # Pictures
+
+    def draw(self, prediction: np.ndarray, size: Size | None = None) -> np.ndarray:
+        picture = self.paint(prediction)
+        if size is None or size == picture.shape[:2]:
+            return picture
+        rows, columns = (
+            np.linspace(0, of - 1, to).round().astype(int) for of, to in zip(picture.shape[:2], size, strict=True)
+        )
+        return picture[rows][:, columns]
+
+    @abstractmethod
+    def paint(self, prediction: np.ndarray) -> np.ndarray:
+        """The prediction of a frame, or a label -> (H, W, 3) uint8 of the same size."""
