@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -91,18 +92,16 @@ class Frames(Dataset):
         for (name, task), weight in zip(self.tasks.items(), self.weights(index), strict=True):
             if not weight:
                 continue
-            source = self.folder.derived.get(name, "")
+            size, source = image.shape[:2], self.folder.derived.get(name, "")
             if name in frame.labels:
-                path = frame.labels[name]
-                label = task.read(path, self.folder.sections[name])
+                arrays[name] = read_label(task, frame.labels[name], self.folder.sections[name], size)
             elif source in frame.labels:
-                path, section = frame.labels[source], self.folder.sections[source]
-                given = TASKS[source].from_section(section, self.config).read(path, section)
-                label = task.derive(given, scaled_camera(self.folder.camera, *image.shape[:2]))
+                section = self.folder.sections[source]
+                given = TASKS[source].from_section(section, self.config)
+                label = read_label(given, frame.labels[source], section, size)
+                arrays[name] = task.derive(label, scaled_camera(self.folder.camera, *size))
             else:
-                path = frame.taught[name]
-                label = task.read(path, self.folder.taught[name])
-            arrays[name] = task.at_size(label, image.shape[:2], path)
+                arrays[name] = read_label(task, frame.taught[name], self.folder.taught[name], size)
         return arrays
 
     def decode_all(self) -> None:
@@ -151,6 +150,11 @@ class Frames(Dataset):
                 if scale != 1:
                     tensors[scaled_name(scale)] = image_tensor(resize_image(image, *scaled))
         return tensors | {name: task.to_tensor(labels[name]) for name, task in self.tasks.items()}
+
+
+def read_label(task: Task, path: Path, section: Mapping[str, object], size: tuple[int, int]) -> np.ndarray:
+    """The label of a frame of this size. Raises ValueError that names the file."""
+    return task.at_size(task.read(path, section), size, section, path)
 
 
 def image_tensor(image: np.ndarray) -> Tensor:

@@ -115,7 +115,7 @@ def check_frame(frame: Frame, folder: Folder, tasks: Mapping[str, Task]) -> Find
             continue
         if found.size:
             try:
-                label = task.at_size(label, found.size, path)
+                label = task.at_size(label, found.size, section, path)
             except ValueError as problem:
                 fault("size mismatch", problem)
                 continue
@@ -223,8 +223,8 @@ def mosaic(frames: Sequence[tuple[str, Frame]], folder: Folder, tasks: Mapping[s
             if name not in frame.labels:
                 panels.append((f"no {name} label", np.full((height, PANEL_WIDTH, 3), 235, np.uint8), []))
                 continue
-            size, path = image.shape[:2], frame.labels[name]
-            label = task.at_size(task.read(path, folder.sections[name]), size, path)
+            size, path, section = image.shape[:2], frame.labels[name], folder.sections[name]
+            label = task.at_size(task.read(path, section), size, section, path)
             picture = fit(task.draw(label, size), height, PANEL_WIDTH)
             panels.append((name, picture, task.legend(label)[:8]))
         tiles.append(side_by_side(panels))

@@ -1,6 +1,6 @@
 """Task: what every task answers. tasks/dense.py adds what tasks with a value for each pixel have in common.
 
-- A *label* is what `read` makes of a label file: numpy, of any shape and length, at the size of the frame.
+- A *label* is what `read` and `at_size` make of a label file: numpy, of any shape and length.
 - A *target* is a batch of labels, what `collate` makes of them. It may be a list, where labels differ in length.
 - *Raw* output is what the head gives for a batch: one tensor, whose first dimension is the batch.
 - A *prediction* is what `decode` makes of raw output, in physical units: one tensor, batch first.
@@ -87,8 +87,11 @@ class Task(ABC):
     def read(self, path: Path, section: Mapping[str, object]) -> np.ndarray:
         """A label file -> label. Raises ValueError that names the file."""
 
-    def at_size(self, label: np.ndarray, size: Size, path: Path) -> np.ndarray:
-        """The label for a frame of this size. Raises ValueError, which names the file, when it is of another size."""
+    def at_size(self, label: np.ndarray, size: Size, section: Mapping[str, object], path: Path) -> np.ndarray:
+        """What `read` gave -> the label of a frame of this size, such as shares of the frame -> pixels.
+
+        Raises ValueError, which names the file, when it is of another size.
+        """
         return label
 
     @abstractmethod
@@ -147,11 +150,6 @@ class Task(ABC):
     def pick(self, target: Target, frames: Sequence[int]) -> Target:
         """The target of some frames of the batch, by their indices."""
         return [target[frame] for frame in frames]
-
-    def thin(self, target: Target, stride: int, phase: tuple[int, int] = (0, 0)) -> Target:
-        """What the loss looks at with `loss_stride`: of a map each stride-th row and column, from row and column
-        `phase` on; of anything else everything."""
-        return target
 
     # ------------------------------------------------------------------------------ the network
 

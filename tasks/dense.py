@@ -35,7 +35,7 @@ class DenseTask(Task):
     def open(self, path: Path) -> np.ndarray:
         return read_label(path)
 
-    def at_size(self, label: np.ndarray, size: Size, path: Path) -> np.ndarray:
+    def at_size(self, label: np.ndarray, size: Size, section: Mapping[str, object], path: Path) -> np.ndarray:
         if label.shape[:2] != size:
             got, wanted = (f"{width}x{height}" for height, width in (label.shape[:2], size))
             raise ValueError(f"{path}: {self.name} is {got}, but its image is {wanted}")
@@ -74,9 +74,6 @@ class DenseTask(Task):
 
     def pick(self, target: Tensor, frames: Sequence[int]) -> Tensor:
         return target[torch.tensor(frames).to(target.device, non_blocking=True)]
-
-    def thin(self, target: Tensor, stride: int, phase: tuple[int, int] = (0, 0)) -> Tensor:
-        return target[..., phase[0] :: stride, phase[1] :: stride]
 
     # The network
 

@@ -175,6 +175,19 @@ def test_training_and_evaluation_samples(rooms_folder):
     assert shrunk["image"].shape == (3, 36, 48) and shrunk["depth"].shape == (72, 96), "labels stay at full size"
 
 
+def test_scales_are_resized_from_the_frame_itself(rooms_folder):
+    """A scale above 1 shows detail that the image at the network's resolution has lost, as a zoomed view does."""
+    config = dataclasses.replace(PLAIN, long_side=48)
+    data = read_folder(rooms_folder)
+    frames = Frames(data, read_list(data, "val"), make_tasks(data, config), config, False, (1.0, 2.0, 0.75))
+    sample, frame = frames[0], frames.read(0)["image"]
+    assert sample["size"].tolist() == [72, 96]
+    for name, size in (("image", (36, 48)), ("image at 2", (72, 96)), ("image at 0.75", (32, 36))):
+        assert torch.equal(sample[name], torch.from_numpy(resize_image(frame, *size).transpose(2, 0, 1))), name
+    (batch, *_), *_ = eval_loader(frames, config)
+    assert batch["image at 2"].shape[1:] == (3, 72, 96)
+
+
 def test_a_sample_depends_on_seed_epoch_and_index_only(rooms_folder):
     config = dataclasses.replace(Config(), crop=(48, 48), workers=0)
     first, second = (frames_of(rooms_folder, config, train=True) for _ in range(2))

@@ -14,7 +14,7 @@ from deploy.predictor import Predictor
 from drawing import side_by_side
 from geometry import fitted_size
 from images import find_images, read_image
-from model import load_network, predict_batch
+from model import load_network, predict_batch, predict_scales
 
 RAMP = np.linspace(0, 255, 60 * 80).reshape(60, 80)
 
@@ -51,14 +51,18 @@ def test_averaging_with_the_mirrored_picture_is_symmetric(network):
     assert np.allclose(straight["normals"], flipped, atol=1e-3)
 
 
-def test_one_scale_and_no_mirror_is_the_plain_prediction(network):
+def test_pictures_at_several_scales_are_merged(network):
+    """Depth at a scale is divided by it before the mean is taken; a scale of 1 alone changes nothing."""
     pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    larger = torch.randint(0, 256, (2, 3, 96, 144), dtype=torch.uint8)
     sizes = dict.fromkeys(network.tasks, (70, 100))
     with torch.inference_mode():
         plain = predict_batch(network, pixels, sizes)
-        twice = predict_batch(network, pixels, sizes, scales=(1.0, 1.0))
-    assert torch.allclose(plain["depth"], twice["depth"], rtol=1e-4)
-    assert (plain["segmentation"] == twice["segmentation"]).float().mean() > 0.999
+        alone = predict_scales(network, {1.0: pixels}, sizes)
+        large = predict_batch(network, larger, sizes)
+        both = predict_scales(network, {1.0: pixels, 1.5: larger}, sizes)
+    assert all(torch.equal(value, alone[name]) for name, value in plain.items())
+    assert torch.allclose(both["depth"], (plain["depth"] + 1.5 * large["depth"]) / 2, rtol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------- image files

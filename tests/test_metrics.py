@@ -103,6 +103,18 @@ def test_eigen_crop():
         metrics.update(torch.ones(1, 48, 64), torch.ones(1, 48, 64))
 
 
+def test_the_crop_of_garg():
+    """Rows 153 to 370 and columns 44 to 1196 of a KITTI frame of 375x1242, as in the usual evaluation scripts."""
+    target = torch.zeros(1, 375, 1242)
+    target[0, 152, 600] = target[0, 371, 600] = target[0, 200, 43] = target[0, 200, 1197] = 5.0  # just outside
+    target[0, 153, 44] = target[0, 370, 1196] = 2.0  # just inside
+    metrics = DepthMetrics(Protocol(crop="garg", cap_m=80))
+    metrics.update(torch.ones(1, 375, 1242), target)
+    assert metrics.compute()["rmse"] == pytest.approx(1.0)
+    metrics.update(torch.ones(1, 8, 9), torch.ones(1, 8, 9))  # of any size
+    assert len(torch.cat(metrics.rows)) == 2
+
+
 def test_normals_by_hand():
     angles = np.deg2rad([0, 10, 20, 25, 90])
     prediction = torch.tensor(np.stack([np.sin(angles), 0 * angles, -np.cos(angles)])).reshape(1, 3, 1, 5).float()

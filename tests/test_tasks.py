@@ -1,4 +1,6 @@
-"""One contract for every task, and what each task answers by itself."""
+"""What tasks with a value for each pixel have in common, and what each task answers by itself.
+
+test_task_contract.py has what holds for every task."""
 
 from __future__ import annotations
 
@@ -9,17 +11,18 @@ from torch import nn
 
 from config import Config
 from drawing import class_palette
+from geometry import View
 from metrics import Protocol
 from tasks import (
     CLASS_LISTS,
     NO_CLASS,
     TASKS,
+    DenseTask,
     Depth,
     Normals,
     Segmentation,
     Task,
     tasks_from_plain,
-    tasks_to_plain,
 )
 from tasks.depth import softplus
 
@@ -31,7 +34,7 @@ def make(name: str) -> tuple[Task, dict[str, object]]:
     return TASKS[name].from_section(section, Config()), section
 
 
-@pytest.fixture(params=list(TASKS))
+@pytest.fixture(params=[name for name, kind in TASKS.items() if issubclass(kind, DenseTask)])
 def task(request) -> Task:
     return make(request.param)[0]
 
@@ -76,15 +79,32 @@ def test_a_perfect_prediction_scores_best(task):
         assert value == pytest.approx(ideal, abs=0.01), name
 
 
+def test_several_views_of_one_scene_are_that_scene(task):
+    """A scale of 2 shows everything at half the distance, a mirror image the left at the right."""
+    raw = torch.randn(1, task.channels, 6, 7)
+    plain = task.decode(raw, (24, 28))
+    assert torch.allclose(task.merge([(raw, 1.0, False)] * 3, (24, 28)).float(), plain.float(), atol=1e-5)
+    mirrored = task.merge([(raw.flip(-1), 1.0, True)], (24, 28))
+    if task.name == "normals":
+        mirrored = mirrored * torch.tensor([-1.0, 1, 1]).view(3, 1, 1)
+    assert torch.allclose(mirrored.float(), plain.float(), atol=1e-5)
+
+
+def test_depth_at_another_scale_is_that_of_the_frame():
+    """What the network takes for 3 m in a picture of twice the size is 6 m away."""
+    task, raw = Depth(activation="abs"), torch.full((1, 1, 4, 4), 3.0)
+    assert (task.merge([(raw, 2.0, False)], (8, 8)) == 6).all()
+    assert (task.merge([(raw, 0.5, True)], (8, 8)) == 1.5).all()
+    assert (task.merge([(raw, 2.0, False), (raw, 1.0, False)], (8, 8)) == 4.5).all()
+    view = View((8, 8), (16, 16), np.eye(2, 3), 16, 16, zoom=2.0)
+    assert (task.view(np.full((8, 8), 6.0, np.float32), view) == 3).all(), "as in training"
+
+
 def test_mirrored_and_zoomed_scores_come_back(task):
     """Averaging over views is only right if undoing the mirror of a mirrored prediction is the prediction."""
     scores = task.scores(torch.randn(1, task.channels, 6, 7), (24, 28))
     assert torch.allclose(task.undo(task.undo(scores, 1.0, True), 1.0, True), scores, atol=1e-6)
     assert torch.allclose(task.undo(task.undo(scores, 2.0, False), 0.5, False), scores, atol=1e-5)
-
-
-def test_the_checkpoint_knows_the_task(task):
-    assert tasks_from_plain(tasks_to_plain({task.name: task}))[task.name] == task
 
 
 def test_unknown_tasks_in_a_checkpoint_are_named():
