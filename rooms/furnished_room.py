@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from rooms.furniture import CABINET, CEILING, CURTAIN, FLOOR, RUG, WALL, Item, Maker, turn
-from rooms.raycast import Primitive, Scene
+from rooms.raycast import SIDES, Primitive, Scene
 from rooms.textures import PAINTS, WHITES, WOODS, Material, shaded
 
 
@@ -21,9 +21,10 @@ class Room:
         self.items: list[Item] = []
         self.taken: list[np.ndarray] = []  # footprints: x from, y from, x to, y to, height
         self.walls: list[list[tuple[float, float, float, float]]] = [[], [], [], []]  # along from, to, z from, to
+        self.shell = self._draw_shell()
 
     def length(self, wall: int) -> float:
-        """Length of a wall [m]; walls 0..3 are y=0, x=W, y=L, x=0."""
+        """Length of a wall [m]; walls 0..3 are y=0, x=W, y=L, x=0, as in raycast.SIDES."""
         return float(self.size[wall % 2])
 
     def spot(self, wall: int, along: float, out: float) -> tuple[float, float, float]:
@@ -82,7 +83,7 @@ class Room:
             if self.length(wall) < 2 * half + 0.1:
                 continue
             place = self.rng.uniform(half, self.length(wall) - half)
-            top = low + item.size[2] if low else item.size[2]
+            top = low + item.size[2]
             if self.free(wall, place - half, place + half, low, top):
                 self.walls[wall].append((place - half, place + half, low, top))
                 x, y, yaw = self.spot(wall, place, depth)
@@ -90,7 +91,7 @@ class Room:
         return None
 
     def openings(self, day: float) -> None:
-        """A door, one or two windows, skirting boards and the ceiling lamp."""
+        """A door, one or two windows and the skirting boards; `day` 0..1 is the daylight."""
         rng, make = self.rng, self.make
         door = make.door()
         wall = self.hang(door, 0, 0.031)
@@ -120,8 +121,8 @@ class Room:
                     self.stand(strip, x, y, yaw, check=False)
                 start = b
 
-    def furnish(self) -> None:
-        """One of four kinds of room, then whatever else still fits."""
+    def furnish(self, lamp_on: bool) -> None:
+        """The furniture of one of four kinds of room, then whatever else still fits, and a ceiling lamp."""
         rng, make = self.rng, self.make
         kind = rng.choice(["bedroom", "living", "dining", "studio"], p=[0.35, 0.24, 0.21, 0.2])
         if kind in ("bedroom", "studio"):
@@ -153,7 +154,8 @@ class Room:
         if not self.has_rug() and rng.random() < 0.5:
             w, d = self.size[:2]
             self.stand(make.rug(0.45 * w, 0.45 * d), w / 2, d / 2, 0, check=False)
-        self.stand(make.ceiling_lamp(), *(self.size[:2] * rng.uniform(0.42, 0.58, 2)), 0, self.size[2], check=False)
+        lamp = make.ceiling_lamp(lit=lamp_on)
+        self.stand(lamp, *(self.size[:2] * rng.uniform(0.42, 0.58, 2)), 0, self.size[2], check=False)
 
     def has_rug(self) -> bool:
         """Whether a rug lies in the room: a second one would lie in the first."""
@@ -236,8 +238,8 @@ class Room:
             x, y, yaw = self.spot(*place, desk.size[1] + self.rng.uniform(0.36, 0.5))
             self.stand(self.make.chair(), x, y, yaw + np.pi + self.rng.uniform(-0.25, 0.25))
 
-    def shell(self) -> list[Primitive]:
-        """Walls x=0, x=W, y=0, y=L, floor and ceiling as slabs around the room."""
+    def _draw_shell(self) -> list[Primitive]:
+        """Walls, floor and ceiling as slabs around the room, in the order of raycast.SIDES."""
         rng, make = self.rng, self.make
         paint = make.pick(PAINTS)
         wall = make.seeded("plain", paint, paint)
@@ -258,9 +260,9 @@ class Room:
             tone = make.pick([(0.68, 0.62, 0.53), (0.56, 0.56, 0.57), (0.48, 0.42, 0.37), (0.5, 0.56, 0.6)])
             floor = make.seeded("carpet", tone, shaded(tone, 0.88))
         ceiling = Material("plain", make.pick([(0.94, 0.94, 0.92)]))
+        self.wall_material, self.floor_material = wall, floor
         parts = []
-        for k in range(6):
-            axis, far = k // 2, k % 2
+        for k, (axis, far) in enumerate(SIDES):
             centre, half = self.size / 2, self.size / 2 + 0.5
             centre[axis], half[axis] = (self.size[axis] + 0.1 if far else -0.1), 0.1
             look = (accent if accents[k] else wall) if k < 4 else (floor, ceiling)[k - 4]
@@ -269,7 +271,7 @@ class Room:
 
     def scene(self) -> Scene:
         """Everything in the room, ready for the ray caster."""
-        parts, groups, lights = self.shell(), [], []
+        parts, groups, lights = list(self.shell), [], []
         for item in self.items:
             groups.append(list(range(len(parts), len(parts) + len(item.parts))))
             parts += item.parts

@@ -62,7 +62,7 @@ class Item:
         for p in other.parts:
             self.parts.append(replace(p, centre=rotation @ p.centre + shift, rotation=rotation @ p.rotation))
         for light in other.lights:
-            self.lights.append(replace(light, position=rotation @ light.position + shift))
+            self.lights.append(light.moved(rotation, shift))
 
 
 class Maker(Palette):
@@ -392,12 +392,12 @@ class Maker(Palette):
         item.add(PICTURE, canvas, (0, 0.004, (item.size[2] - h) / 2 + 0.025), (w - 0.05, 0.03, h - 0.05))
         return item
 
-    def ceiling_lamp(self) -> Item:
+    def ceiling_lamp(self, lit: bool) -> Item:
         """A flat light on the ceiling, or a shade or globe on a cord; hangs down from z = 0."""
         rng, style = self.rng, self.rng.integers(3)
         drop = 0.12 if style == 0 else rng.uniform(0.35, 0.65)
         item = Item((0.5, 0.5, drop))
-        glow = Material("plain", (1.0, 0.95, 0.85), glow=2.2)
+        glow = Material("plain", (1.0, 0.95, 0.85), glow=2.2 if lit else 0.15)
         dark = Material("plain", self.pick([(0.15, 0.15, 0.15), (0.8, 0.8, 0.78)]))
         if style == 0:
             item.add(LAMP, glow, (0, 0, -0.1), (0.42, 0.42, 0.095), "cone", taper=1.1, shadow=False)
@@ -407,7 +407,8 @@ class Maker(Palette):
             shape = {"shape": "cushion", "bulge": (1, 1, 1)} if style == 1 else {"shape": "cone", "taper": 0.6}
             item.add(LAMP, glow, (0, 0, -drop), size, shadow=False, **shape)
         warm = np.array([1.0, rng.uniform(0.78, 0.9), rng.uniform(0.52, 0.75)])
-        item.lights.append(Light("lamp", np.array([0, 0, -max(drop, 0.25)]), warm * 2.4, 0.1))
+        if lit:
+            item.lights.append(Light("lamp", np.array([0, 0, -max(drop, 0.25)]), warm * 2.4, 0.1))
         return item
 
     def wardrobe(self) -> Item:

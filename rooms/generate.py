@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -104,17 +104,10 @@ def render(seed: int, index: int, width: int, height: int) -> Frame:
         day = rng.uniform(0.7, 1.0) if rng.random() < 0.8 else rng.uniform(0.05, 0.12)
         room = Room(rng)
         room.openings(day)
-        room.furnish()
+        room.furnish(lamp_on=day < 0.3 or rng.random() < 0.6)
         scene = room.scene()
         pose = _aim(room, scene, rng)
-    lamp_on = day < 0.3 or rng.random() < 0.6
-    if not lamp_on:
-        for item in room.items[-1:]:
-            for p in item.parts:
-                p.material = replace(p.material, glow=min(p.material.glow, 0.15))
-            item.lights.clear()
-    scene = room.scene()
-    wall, floor = (linear(np.array(scene.primitives[k].material.colour)) for k in (0, 4))
+    wall, floor = (linear(np.array(material.colour)) for material in (room.wall_material, room.floor_material))
     strength = 0.15 + 0.23 * day
     scene.ambient = strength * (0.55 + 0.45 * wall)
     scene.bounce = strength * (0.35 + 0.65 * floor)

@@ -7,13 +7,15 @@ the bytes do not depend on the number of threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from rooms.textures import Material, Texel, linear, mix, texture
 
-SHELL = 6  # the first primitives of a scene are the room: walls x=0, x=W, y=0, y=L, floor, ceiling
+# The first primitives of a scene are the room: walls y=0, x=W, y=L, x=0 (counterclockwise), floor, ceiling.
+SIDES = ((1, 0), (0, 1), (1, 1), (0, 0), (2, 0), (2, 1))  # axis; 0 at its start, 1 at its end
+SHELL = len(SIDES)
 
 
 @dataclass
@@ -44,7 +46,16 @@ class Light:
     spread: float = 0.0
     across: np.ndarray | None = None
     up: np.ndarray | None = None
-    towards: np.ndarray | None = None  # a window's normal into the room, or the way the sun's light goes
+    towards: np.ndarray | None = None  # a window's normal into the room, or the direction of the sunlight
+
+    def moved(self, rotation: np.ndarray, shift: np.ndarray) -> Light:
+        """The light after a rotation (3, 3) about the origin and a shift (3,): a new object."""
+        turned = {
+            name: rotation @ vector
+            for name in ("across", "up", "towards")
+            if (vector := getattr(self, name)) is not None
+        }
+        return replace(self, position=rotation @ self.position + shift, **turned)
 
 
 @dataclass
@@ -188,7 +199,8 @@ def cast(scene: Scene, camera: Camera, samples: int = 1) -> tuple[np.ndarray, np
     depth = exits.min(0)
     axis = exits.argmin(0)
     outward = np.take_along_axis(directions, axis[None], 0)[0] > 0
-    seen = (2 * axis + outward).astype(np.int32)
+    number = np.array([[SIDES.index((axis, far)) for far in (0, 1)] for axis in range(3)], np.int32)
+    seen = number[axis, outward.astype(int)]
     rectangles = _rectangles(scene, camera, samples)
     for k in range(SHELL, len(scene.primitives)):
         top, bottom, left, right = rectangles[k]
@@ -234,7 +246,7 @@ def surface(scene: Scene, camera: Camera, directions: np.ndarray, depth: np.ndar
     room = ids < SHELL  # seen from within: the wall slabs are ordinary boxes outside the room
     gap = np.where(local * view < 0, np.abs(np.abs(local) - half), np.inf)
     axis = gap.argmin(0)
-    axis = np.where(room, ids // 2, axis)
+    axis = np.where(room, np.array([axis for axis, _ in SIDES])[np.minimum(ids, SHELL - 1)], axis)
     rows = np.arange(3)[:, None]
     normal = np.where(rows == axis, -np.sign(view), 0).astype(np.float32)
     cushion = scene.shape[ids] == "cushion"

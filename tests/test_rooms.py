@@ -12,9 +12,10 @@ import pytest
 from conftest import ROOT, Script, only_error_line
 
 from rooms import generate, raycast
-from rooms.furniture import WALL
-from rooms.raycast import Camera, Primitive, Scene
-from rooms.textures import Material
+from rooms.furnished_room import Room
+from rooms.furniture import WALL, Maker, turn
+from rooms.raycast import Camera, Primitive, Scene, illuminate
+from rooms.textures import Material, Texel
 
 REQUIRED = {
     "wall": 0,
@@ -60,9 +61,9 @@ def rays(frame: generate.Frame) -> np.ndarray:
 def furnished(parts: list[Primitive], size: float = 6.0) -> Scene:
     """An empty cube of a room with its corner at the origin, and the given parts in it."""
     shell = []
-    for k in range(6):
+    for axis, far in raycast.SIDES:
         centre, half = np.full(3, size / 2), np.full(3, size / 2 + 0.5)
-        centre[k // 2], half[k // 2] = (size + 0.1 if k % 2 else -0.1), 0.1
+        centre[axis], half[axis] = (size + 0.1 if far else -0.1), 0.1
         shell.append(Primitive("box", centre, half, np.eye(3), 0, Material()))
     groups = [[raycast.SHELL + k] for k in range(len(parts))]
     return Scene(np.full(3, size, np.float32), shell + parts, groups, [])
@@ -206,6 +207,51 @@ def test_a_lamp_leaves_a_shadow_behind_a_box() -> None:
     up = np.array([[0, 0, 1], [0, 0, 1]], np.float32).T
     distance = raycast.first_hit(scene, start, up, np.full(2, 5.0, np.float32))
     np.testing.assert_allclose(distance, [0.95, 5.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("sun", [False, True])
+def test_a_window_lights_alike_from_each_wall(sun: bool) -> None:
+    rng = np.random.default_rng(4)
+    window = Maker(rng).window(1.5, 0.9, 2.1, day=1.0)
+    kinds = [light.kind for light in window.lights]
+    assert kinds == ["window", "sun"]
+    window.lights = [light for light in window.lights if (light.kind == "sun") == sun]
+    grid = np.linspace(-1.9, 1.9, 33)
+    x, y = (axis.ravel() for axis in np.meshgrid(grid, grid))
+    light = []
+    for wall in range(4):
+        room = Room(np.random.default_rng(0))
+        room.size = np.array([4.0, 4.0, 2.6])
+        room.stand(window, *room.spot(wall, 2.0, 0.051), check=False)
+        scene = room.scene()
+        turned = turn(wall * np.pi / 2)  # the same points of the floor, as the window sees them
+        point = (turned @ np.stack([x, y, 0 * x]) + np.array([[2.0], [2.0], [0.0]])).astype(np.float32)
+        up = np.tile(np.float32([[0], [0], [1]]), x.size)
+        floor = Texel(np.full(x.size, 4), point, point, up, np.full(x.size, 2), -up, np.full(x.size, 0.01))
+        scene.ambient = scene.bounce = np.zeros(3)
+        light.append(illuminate(scene, floor, np.arange(x.size) % 16)[0])
+    assert light[0].mean() > 0.1
+    for wall in (1, 2, 3):
+        assert light[wall].mean() == pytest.approx(light[0].mean(), rel=0.02)
+        assert np.abs(light[wall] - light[0]).mean() < 0.05 * light[0].mean()
+
+
+def test_the_walls_have_one_order() -> None:
+    room = Room(np.random.default_rng(0))
+    for wall in range(4):
+        axis, far = raycast.SIDES[wall]
+        x, y, yaw = room.spot(wall, 1.0, 0.0)
+        assert (x, y)[axis] == (room.size[axis] if far else 0)
+        inward = (turn(yaw) @ [0, 1, 0])[axis]
+        assert inward == (-1 if far else 1)
+        slab = room.shell[wall]
+        assert slab.centre[axis] == pytest.approx(room.size[axis] + 0.1 if far else -0.1)
+
+
+def test_a_room_is_drawn_once() -> None:
+    room = Room(np.random.default_rng(0))
+    first, second = room.scene(), room.scene()
+    assert [p.material for p in first.primitives] == [p.material for p in second.primitives]
 
 
 @pytest.mark.parametrize("size", [(97, 73), (64, 96)])
