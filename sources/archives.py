@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -19,7 +20,7 @@ import yaml
 
 from folders import read_folder, read_list
 from images import read_image, read_label, write_png
-from sources.validate import in_threads
+from sources.parallel import in_threads
 from utils import whole_folder
 
 CHUNK = 1 << 20  # bytes
@@ -207,17 +208,21 @@ def write_list(path: Path, frames: Sequence[Mapping[str, str]], columns: Sequenc
 def finish(part: Path, output: Path, source: Path, description: Mapping[str, object], comment: str) -> dict[str, int]:
     """Writes dataset.yaml and reads the lists back; the frames of each split.
 
-    Raises ValueError at `source` when a listed file is missing or a split is empty.
+    Raises ValueError at `source` when a listed file is missing or outside of the folder, or a split is empty.
     """
-    # Nothing needs quotes, as our reader takes every value as text; numbers look like numbers without them.
-    text = yaml.safe_dump(description, default_flow_style=None, sort_keys=False, width=120).replace("'", "")
+    text = yaml.safe_dump(description, default_flow_style=None, sort_keys=False, width=120, allow_unicode=True)
     comment = "".join(f"# {line}\n" for line in comment.splitlines())
-    (part / "dataset.yaml").write_text(comment + text)
+    (part / "dataset.yaml").write_text(comment + text, encoding="utf-8")
     folder = read_folder(part)
     try:
-        counts = {split: len(read_list(folder, split)) for split in folder.splits}
+        lists = {split: read_list(folder, split) for split in folder.splits}
+        for frame in chain(*lists.values()):
+            for file in (frame.image, *frame.labels.values()):
+                if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(part)):
+                    raise ValueError(f"{frame.where}: {file} lies outside of the data set")
     except (ValueError, OSError) as problem:
         raise ValueError(f"{source}: {str(problem).replace(f'{part}/', '')}") from None
+    counts = {split: len(frames) for split, frames in lists.items()}
     print(f"{output}: " + ", ".join(f"{count} {split} frames" for split, count in counts.items()))
     return counts
 

@@ -77,7 +77,7 @@ def command(argv: Sequence[str]) -> int:
             "name": "camvid",
             "splits": {split: f"{split}.txt" for split in COUNTS},
             "columns": ["image", "segmentation"],
-            "segmentation": {"classes": list(GROUPS), "ignore": "255", "colors": COLORS},
+            "segmentation": {"classes": list(GROUPS), "ignore": 255, "colors": COLORS},
         }
         comment = "CamVid, by python prepare.py camvid; SegNet's split and its 11 classes"
         counts = write_data_set(options.output, pairs, {"segmentation": write_mask}, description, comment)

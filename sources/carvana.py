@@ -46,7 +46,7 @@ def command(argv: Sequence[str]) -> int:
             "name": "carvana",
             "splits": {split: f"{split}.txt" for split in ("train", "val", "test")},
             "columns": ["image", "segmentation"],
-            "segmentation": {"classes": list(CLASSES), "ignore": "255", "colors": list(CLASSES.values())},
+            "segmentation": {"classes": list(CLASSES), "ignore": 255, "colors": list(CLASSES.values())},
         }
         comment = "Carvana, by python prepare.py carvana; no car is in two splits"
         write_data_set(options.output, pairs, {"segmentation": write_mask}, description, comment)

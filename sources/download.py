@@ -29,7 +29,7 @@ def download(url: str, size: int, target: Path, command: str) -> None:
     has no such file or one of another size.
     """
     if not url.startswith(("http://", "https://")) or size < 1:
-        raise ValueError(f"--url is {url!r}, --size {size}; allowed: an http(s) address, and at least 1 byte")
+        raise ValueError(f"{url!r}, {size} bytes; allowed: an http(s) address, and at least 1 byte")
     if target.is_file() and target.stat().st_size == size:
         print(f"{target}: downloaded already")
         return

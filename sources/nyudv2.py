@@ -1,7 +1,4 @@
-"""Turns NYUDv2, the public archive or the official files, into a folder that train.py reads.
-
-`python prepare.py nyudv2` is the command.
-"""
+"""NYUDv2, from the public archive or from the official files, as a data set folder: `python prepare.py nyudv2`."""
 
 from __future__ import annotations
 
@@ -14,20 +11,21 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
-from config import Parser, convert
+from config import Parser, refuse
 from folders import NYUD_LISTS, NYUD_YAML
 from images import write_png
+from networks.encoders import PaperMobileNetV2
 from sources.archives import CHUNK, extract, finish, refuse_full_disk, refuse_unsafe, zip_errors
 from sources.download import download
-from sources.validate import in_threads
+from sources.parallel import in_threads
 from utils import refuse_existing, whole_folder
 
 ARCHIVE_URL = "https://hydranets-data.s3.eu-west-3.amazonaws.com/hydranets-data-2.zip"
 ARCHIVE_BYTES = 812_068_227
 ENCODER_WEIGHTS = "mobilenetv2-e6e8dd43.pth"  # ImageNet weights that lie in the archive
-UNITS_PER_METRE = 5000  # of the depth files, as in the archive: 16 bits reach 13.107 m
+UNITS_PER_METER = 5000  # of the depth files, as in the archive: 16 bits reach 13.107 m
 MAT_NAMES = 894  # labels of the official file
-COMMENT = f"NYUDv2, by python prepare.py nyudv2; depth in 1/{UNITS_PER_METRE} m"
+COMMENT = f"NYUDv2, by python prepare.py nyudv2; depth in 1/{UNITS_PER_METER} m"
 
 
 def command(argv: Sequence[str]) -> int:
@@ -38,15 +36,11 @@ def command(argv: Sequence[str]) -> int:
     source.add_argument("--archive", type=Path, metavar="ZIP", help="unpack hydranets-data-2.zip")
     source.add_argument("--mat", type=Path, metavar="MAT", help="convert nyu_depth_v2_labeled.mat")
     parser.add_argument("--splits", type=Path, metavar="MAT", help="with --mat: splits.mat")
-    parser.add_argument("--class-map", type=Path, metavar="MAT", help="with --mat: classMapping40.mat, for masks")
+    parser.add_argument("--class_map", type=Path, metavar="MAT", help="with --mat: classMapping40.mat, for masks")
     parser.add_argument("--output", type=Path, default=Path("dataset/nyud"), help="default: dataset/nyud")
-    parser.add_argument("--url", help=f"with --download: default {ARCHIVE_URL}")
-    parser.add_argument("--size", help=f"with --download: bytes of the archive, default {ARCHIVE_BYTES}")
     options = parser.parse_args(argv)
-    for flags, needed in ((("splits", "class_map"), "mat"), (("url", "size"), "download")):
-        for flag in flags:
-            if getattr(options, flag) is not None and not getattr(options, needed):
-                raise ValueError(f"--{flag.replace('_', '-')} goes with --{needed} only")
+    if not options.mat:
+        refuse(parser, options, ("splits", "class_map"), "goes with --mat only")
     if options.mat and not options.splits:
         raise ValueError("--mat needs --splits splits.mat, which says what is training and what test")
     if options.mat:
@@ -54,10 +48,9 @@ def command(argv: Sequence[str]) -> int:
         return 0
     archive = options.archive
     if options.download:
-        size = ARCHIVE_BYTES if options.size is None else convert(options.size, int, "--size")
         refuse_existing(options.output)
         archive = options.output.parent / "hydranets-data-2.zip"
-        download(options.url or ARCHIVE_URL, size, archive, "python prepare.py nyudv2 --archive FILE")
+        download(ARCHIVE_URL, ARCHIVE_BYTES, archive, "python prepare.py nyudv2 --archive FILE")
     unpack(archive, options.output)
     return 0
 
@@ -66,9 +59,9 @@ def command(argv: Sequence[str]) -> int:
 
 
 def unpack(archive: Path, output: Path) -> None:
-    """The data set in the public archive -> folder `output`; the encoder's weights beside it -> model/.
+    """Unpacks the data set of the public archive to folder `output`, and the encoder's weights to model/.
 
-    Raises FileNotFoundError, FileExistsError, or ValueError for what is not that archive, damaged, or unsafe.
+    Raises FileNotFoundError, FileExistsError, or ValueError for another, a damaged or an unsafe archive.
     """
     if not archive.is_file():
         raise FileNotFoundError(f"{archive}: no such file; `python prepare.py nyudv2 --download` fetches it")
@@ -84,7 +77,7 @@ def unpack(archive: Path, output: Path) -> None:
 
 
 def archive_members(file: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInfo]:
-    """The members of the data set by their paths inside it, and the encoder's weights.
+    """{path in the data set: member}, with the encoder's weights.
 
     Raises ValueError for a member that would be written elsewhere, for a link, and without a data set.
     """
@@ -105,16 +98,31 @@ def archive_members(file: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.Z
 
 
 def place_weights(found: Path, target: Path) -> None:
-    """Moves the encoder's weights out of the data set, unless there are some already, and says so."""
+    """Moves the encoder's weights out of the data set and says so; keeps weights that are there already.
+
+    A file that only has the name of the weights is deleted.
+    """
     if not found.exists():
         print(f"{target.name}, for the encoder mobilenetv2_paper, is not in this archive, but in {ARCHIVE_URL}")
     elif target.exists():
         found.unlink()
         print(f"{target}: exists already and stays as it is")
+    elif problem := wrong_weights(found):
+        found.unlink()
+        print(f"the archive's {found.name} was left out: {problem}")
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(found, target)
         print(f"{target}: ImageNet weights, for --encoder mobilenetv2_paper --encoder_weights {target}")
+
+
+def wrong_weights(path: Path) -> str:
+    """Why a file does not hold the weights of the paper's encoder, or ''."""
+    try:
+        PaperMobileNetV2().load_file(path)
+    except ValueError as problem:
+        return str(problem).replace(f"{path.parent}/", "")
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------- official files
@@ -148,7 +156,7 @@ def convert_mat(mat: Path, splits: Path, class_map: Path | None, output: Path) -
                 raise ValueError(f"{splits}: the {split} split has frame {max(chosen)}, but {mat} has {count} frames")
 
         def write(number: int) -> int:
-            """Writes the files of a frame; how many depth values were too far."""
+            """Writes the files of a frame. Returns the number of depth values that do not fit into 16 bits."""
             try:
                 arrays = {name: array[number - 1].T for name, array in frames.items()}
             except OSError as problem:
@@ -172,17 +180,17 @@ def convert_mat(mat: Path, splits: Path, class_map: Path | None, output: Path) -
     if too_far:
         print(f"{too_far:,} depth values do not fit into 16 bits (13.107 m) and became 'no reading'")
     if table is None:
-        print("no masks were written: they need --class-map classMapping40.mat, which is in Gupta et al.'s repository")
+        print("no masks were written: they need --class_map classMapping40.mat, which is in Gupta et al.'s repository")
         print("https://github.com/s-gupta/rcnn-depth")
 
 
 def read_variables(path: Path, *names: str) -> list[np.ndarray]:
-    """Variables of whole numbers in a MATLAB 5 file, each (N,) int64. Raises ValueError."""
+    """Variables of a MATLAB 5 file that hold whole numbers, each (N,) int64. Raises ValueError."""
     from scipy.io import loadmat
 
     try:
         content: Mapping[str, object] = loadmat(path)
-    # scipy raises whatever its parsing of something else stumbles over.
+    # A damaged file makes scipy raise errors of many types.
     except Exception as problem:
         raise ValueError(f"{path}: not a MATLAB 5 file ({' '.join(str(problem).split())})") from None
     for name in names:
@@ -216,7 +224,7 @@ def read_class_map(path: Path) -> np.ndarray:
 
 
 def open_arrays(file: Mapping[str, object], mat: Path, with_labels: bool) -> dict[str, object]:
-    """The file's arrays by name, their shapes checked; nothing is read. MATLAB's axes are in reverse order."""
+    """{name: array on disk} with checked shapes. MATLAB's axes are in reverse order. Raises ValueError."""
     kinds = {"images": "uint8 (N, 3, W, H)", "depths": "float (N, W, H)", "labels": "uint (N, W, H)"}
     arrays = {name: file.get(name) for name in kinds if name != "labels" or with_labels}
     for name, array in arrays.items():
@@ -230,7 +238,7 @@ def open_arrays(file: Mapping[str, object], mat: Path, with_labels: bool) -> dic
 
 
 def encode_depth(depth: np.ndarray) -> tuple[np.ndarray, int]:
-    """depth (H, W) in metres -> (H, W) uint16 in 1/5000 m with 0 = no reading, and how many were too far."""
-    units = np.round(np.nan_to_num(depth.astype(np.float64), nan=0, posinf=np.inf, neginf=0) * UNITS_PER_METRE)
+    """depth (H, W) [m] -> (H, W) uint16 in 1/5000 m, 0 = no reading, and the number of values beyond 16 bits."""
+    units = np.round(np.nan_to_num(depth.astype(np.float64), nan=0, posinf=np.inf, neginf=0) * UNITS_PER_METER)
     beyond = units > np.iinfo(np.uint16).max
     return np.where(beyond | (units < 0), 0, units).astype(np.uint16), int(beyond.sum())

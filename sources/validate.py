@@ -6,38 +6,27 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from config import Config, near
 from drawing import side_by_side
 from folders import Folder, Frame, make_tasks, parse_line, read_folder
 from images import read_image, write_png
+from sources.parallel import in_threads
 from tasks import Task
 
 EXAMPLES = 3  # of each kind of fault
 TILES = 12  # frames of the mosaic
 PANEL_WIDTH = 400  # pixels of a picture in the mosaic
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
-
-
-def in_threads(function: Callable[[Item], Result], items: Sequence[Item], what: str) -> Iterator[Result]:
-    """function(item) of each, in order, with a progress bar: decoding and encoding leave the interpreter free."""
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        yield from tqdm(pool.map(function, items), what, len(items), leave=False, disable=None)
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C the rest is not wanted
+Item = TypeVar("Item")
 
 
 # ---------------------------------------------------------------------------------------------- faults

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import Script, only_error_line, only_holds, write_zip
 from official import archives
+from PIL import Image
 
 import prepare
-from sources.archives import Source
+from folders import read_folder
+from sources.archives import Source, finish
 
 COMMANDS = ["kitti", "camvid", "carvana"]
 
@@ -130,3 +133,23 @@ def test_source_reads_folders_and_archives_alike(here: Path) -> None:
             assert (here / "copy" / path.name).read_bytes() == b"two"
             with pytest.raises(ValueError, match=rf"{path.name}: it has 3\.csv and a/1\.txt; give the one"):
                 source.find(r"\d\.\w+")
+
+
+def test_description_is_written_as_it_is(here: Path) -> None:
+    """Names with quotes and words that YAML takes for other things stay, and numbers are numbers."""
+    names = ["driver's seat", "no", "010", "1e3", "~", "a: b", "# c", "tür"]
+    description = {
+        "name": "it's",
+        "splits": {"train": "train.txt"},
+        "columns": ["image", "segmentation", "depth"],
+        "segmentation": {"classes": names, "ignore": 255},
+        "depth": {"metres_per_unit": 1 / 256, "max": 80.0},
+    }
+    Image.new("RGB", (3, 2)).save(here / "a.png")
+    (here / "train.txt").write_text("a.png\t-\t-\n")
+    assert finish(here, here / "out", here / "source", description, "two\nlines") == {"train": 1}
+    text = (here / "dataset.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# two\n# lines\n")
+    assert yaml.safe_load(text) == description
+    folder = read_folder(here)
+    assert folder.name == "it's" and folder.sections["segmentation"]["classes"] == tuple(names)

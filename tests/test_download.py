@@ -16,7 +16,7 @@ from test_nyudv2 import archive_content
 
 import prepare
 from folders import read_folder, read_list
-from sources import download
+from sources import download, nyudv2
 
 COMMAND = "python prepare.py nyudv2 --archive FILE"
 
@@ -80,9 +80,13 @@ def nyud_zip(folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_broken_download_is_taken_up_again(ranges: bool, here: Path, server: Server) -> None:
+def test_broken_download_is_taken_up_again(
+    ranges: bool, here: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.data, server.breaks, server.ranges = nyud_zip(here), 1, ranges
-    words = ["nyudv2", "--download", "--url", server.url, "--size", str(len(server.data))]
+    monkeypatch.setattr(nyudv2, "ARCHIVE_URL", server.url)
+    monkeypatch.setattr(nyudv2, "ARCHIVE_BYTES", len(server.data))
+    words = ["nyudv2", "--download"]
     assert prepare.main(words) == 0
     assert server.requests == [None, f"bytes={len(server.data) // 2}-"]
     assert (here / "dataset/hydranets-data-2.zip").read_bytes() == server.data
@@ -143,10 +147,11 @@ def test_download_that_never_ends_well_keeps_what_it_has(here: Path, server: Ser
     only_holds(here, "a.zip.part")
 
 
-def test_without_a_network_it_says_what_to_do(here: Path, server: Server) -> None:
+def test_without_a_network_it_says_what_to_do(here: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, but nobody listens: the connection is refused
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/a.zip"
+        monkeypatch.setattr(nyudv2, "ARCHIVE_URL", url)
         with pytest.raises(OSError, match=r"Connection refused.* with a browser, then: .*nyudv2 --archive FILE"):
-            prepare.main(["nyudv2", "--download", "--url", url])
+            prepare.main(["nyudv2", "--download"])
     only_holds(here / "dataset")

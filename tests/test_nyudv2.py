@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import stat
 import sys
@@ -11,17 +12,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from conftest import only_holds, png, shared, small_frame, write_zip
+from PIL import Image
 
 import prepare
-from config import Config, read_yaml
+from config import Config
 from folders import NYUD_LISTS, NYUD_YAML, make_tasks, read_folder, read_list
 from images import read_image, read_label
+from networks.encoders import PaperMobileNetV2
 from sources import nyudv2
 from tasks import CLASS_LISTS
 
 PREFIXES = ["nyud/", "hydranets-data-2/nyud/"]
 WEIGHTS = nyudv2.ENCODER_WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def weights() -> bytes:
+    """A file with the tensors of the paper's encoder."""
+    file = io.BytesIO()
+    torch.save(PaperMobileNetV2().state_dict(), file)
+    return file.getvalue()
 
 
 def archive_content(frames: int = 5) -> dict[str, bytes]:
@@ -40,9 +53,11 @@ def archive_content(frames: int = 5) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_archive_is_unpacked_exactly(prefix: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_archive_is_unpacked_exactly(
+    prefix: str, weights: bytes, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = archive_content()
-    beside = {"cmap_nyud.npy": b"colours", WEIGHTS: b"weights", "rgb/.DS_Store": b""}
+    beside = {"cmap_nyud.npy": b"colors", WEIGHTS: weights, "rgb/.DS_Store": b""}
     junk = {
         f"__MACOSX/{prefix}._train_list_depth.txt": b"",
         "readme.txt": b"",
@@ -57,8 +72,8 @@ def test_archive_is_unpacked_exactly(prefix: str, here: Path, capsys: pytest.Cap
     only_holds(output, "rgb", "masks", "depth", "dataset.yaml", *NYUD_LISTS.values())
     only_holds(here / "dataset", "nyud")
     assert not (output / "rgb/000009.png").exists()
-    assert (here / "model" / WEIGHTS).read_bytes() == b"weights"
-    assert read_yaml(output / "dataset.yaml") == NYUD_YAML
+    assert (here / "model" / WEIGHTS).read_bytes() == weights
+    assert yaml.safe_load((output / "dataset.yaml").read_text()) == NYUD_YAML
 
     folder = read_folder(output)
     tasks = make_tasks(folder, Config())
@@ -79,6 +94,34 @@ def test_archive_without_weights_and_weights_that_exist(here: Path, capsys: pyte
     (here / "model" / WEIGHTS).write_bytes(b"mine")
     nyudv2.unpack(write_zip(here / "b.zip", {**members, WEIGHTS: b"theirs"}), here / "two")
     assert (here / "model" / WEIGHTS).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"#!/bin/sh", "not a checkpoint"), (b"", "not a checkpoint"), ({"a": torch.zeros(1)}, "tensors of this network")],
+)
+def test_file_that_only_has_the_name_of_the_weights_is_left_out(
+    data: object, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not isinstance(data, bytes):
+        torch.save(data, here / "other.pth")
+        data = (here / "other.pth").read_bytes()
+    members = {"nyud/" + name: content for name, content in archive_content(2).items()}
+    nyudv2.unpack(write_zip(here / "a.zip", {**members, WEIGHTS: data}), here / "nyud")
+    printed = capsys.readouterr().out
+    assert f"the archive's {WEIGHTS} was left out: {WEIGHTS}: " in printed and message in printed
+    assert not (here / "model").exists() and not (here / "nyud" / WEIGHTS).exists()
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "rgb/../../secret.png"])
+def test_list_that_names_files_outside_is_refused(name: str, here: Path) -> None:
+    Image.new("RGB", (17, 13)).save(here / "secret.png")
+    content = archive_content(2)
+    content["val_list_depth.txt"] = f"{name}\t-\tdepth/000001.png\n".encode()
+    path = write_zip(here / "a.zip", {"nyud/" + name: data for name, data in content.items()})
+    with pytest.raises(ValueError, match=r"a\.zip: val_list_depth\.txt:1: .* lies outside of the data set"):
+        nyudv2.unpack(path, here / "nyud")
+    only_holds(here, "a.zip", "secret.png")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +250,7 @@ def test_mat_is_converted_exactly(height: int, width: int, here: Path, capsys: p
     classes = np.random.default_rng(1).integers(1, 41, 894)
     scipy_io.savemat(here / "map.mat", {"mapClass": classes[None].astype(np.uint8)})
     write_meta(here / "splits.mat", trainNdxs=[2, 3], testNdxs=[1])
-    words = "nyudv2 --mat labeled.mat --splits splits.mat --class-map map.mat --output out/nyud"
+    words = "nyudv2 --mat labeled.mat --splits splits.mat --class_map map.mat --output out/nyud"
     assert prepare.main(words.split()) == 0
 
     folder = read_folder(here / "out/nyud")

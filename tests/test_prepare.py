@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import prepare
 from folders import read_folder
 from images import read_label, write_png
 from sources import validate
+from sources.parallel import in_threads
 
 U8, U16, F32 = np.uint8, np.uint16, np.float32
 
@@ -33,10 +35,9 @@ U8, U16, F32 = np.uint8, np.uint16, np.float32
         ("nyudv2 --downlod", "--archive"),
         ("nyudv2 --download --ouput x", "unknown argument '--ouput' .did you mean '--output'"),
         ("nyudv2 --mat a", "--mat needs --splits"),
-        ("nyudv2 --archive a --class-map b", "--class-map goes with --mat only"),
-        ("nyudv2 --archive a --url b", "--url goes with --download only"),
-        ("nyudv2 --download --size big", "--size is 'big'"),
-        ("nyudv2 --download --url ftp://a", "allowed: an http"),
+        ("nyudv2 --archive a --class_map b", "--class_map goes with --mat only"),
+        ("nyudv2 --mat a --splits b --class-map c", "unknown argument '--class-map' .did you mean '--class_map'"),
+        ("nyudv2 --download --url http://a", "unknown argument '--url'"),
         ("nyudv2 --archive none.zip", "none.zip: no such file"),
         ("check", "FOLDER"),
         ("check nowhere", "nowhere: no such data set"),
@@ -59,7 +60,7 @@ def test_help_of_the_script_and_its_commands(capsys: pytest.CaptureFixture[str])
         with pytest.raises(SystemExit) as end:
             prepare.main([command, "--help"])
         assert end.value.code == 0
-    assert "--class-map" in capsys.readouterr().out
+    assert "--class_map" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------- check
@@ -229,11 +230,17 @@ def test_frames_of_the_mosaic_are_shared_among_the_splits() -> None:
 
 
 def test_threads_stop_at_an_error() -> None:
+    begun, stopped = [], threading.Event()
+
     def work(number: int) -> int:
+        begun.append(number)
         if number == 3:
             raise ValueError("three")
+        if number > 3:
+            stopped.wait(0.05)
         return number
 
-    assert list(validate.in_threads(work, [0, 1, 2], "test")) == [0, 1, 2]
+    assert list(in_threads(work, [0, 1, 2], "test")) == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
-        list(validate.in_threads(work, range(50), "test"))
+        list(in_threads(work, range(2000), "test"))
+    assert len(begun) < 1000
