@@ -1,16 +1,23 @@
-"""Small pictures of numbers, for TensorBoard: bars, and a confusion matrix."""
+"""Pictures for people: charts for TensorBoard, palettes, letterboxing, and panels side by side with legends."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-LINE = 18  # pixels
+Panel = tuple[str, np.ndarray, list[tuple[str, tuple[int, int, int]]]]  # title, (H, W, 3) uint8, legend
+
+LINE = 18  # pixels: height of a line of text, of the text itself, and length of a bar for 1
 TEXT = 12
 BAR = 240
 BLUE, GREY = (64, 112, 176), (236, 236, 236)
+
+
+# ---------------------------------------------------------------------------------------------- charts
+# With Pillow: matplotlib takes seconds for the numbers of a confusion matrix, at each evaluation of a training.
 
 
 def _width(font: ImageFont.FreeTypeFont, names: Sequence[str]) -> int:
@@ -18,7 +25,7 @@ def _width(font: ImageFont.FreeTypeFont, names: Sequence[str]) -> int:
 
 
 def bars(names: Sequence[str], values: Sequence[float]) -> np.ndarray:
-    """Names and values in 0..1, NaN for none -> (H, W, 3) uint8: a bar for each."""
+    """Bar chart: a bar for each name, values in 0..1, NaN = none -> (H, W, 3) uint8."""
     font = ImageFont.load_default(TEXT)
     left = _width(font, names)
     sheet = Image.new("RGB", (left + BAR + 60, LINE * len(names) + 6), "white")
@@ -34,8 +41,10 @@ def bars(names: Sequence[str], values: Sequence[float]) -> np.ndarray:
 
 
 def confusion(names: Sequence[str], counts: np.ndarray) -> np.ndarray:
-    """Counts (C, C), a row for each true class -> (H, W, 3) uint8: the share of each row that was taken for each class,
-    white for none and dark for all; columns have the numbers of the rows."""
+    """Confusion matrix: counts (C, C), row = true class -> (H, W, 3) uint8.
+
+    In per cent of each row, from white (0) to dark (100); columns are numbered like the rows.
+    """
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     font = ImageFont.load_default(TEXT)
     labels = [f"{number} {name}" for number, name in enumerate(names)]
@@ -55,8 +64,11 @@ def confusion(names: Sequence[str], counts: np.ndarray) -> np.ndarray:
     return np.array(sheet)
 
 
+# ---------------------------------------------------------------------------------------------- colors and pages
+
+
 def class_palette(count: int = 256) -> np.ndarray:
-    """(count, 3) uint8 colours by the bit pattern of PASCAL VOC's devkit (VOCcode/VOClabelcolormap.m)."""
+    """(count, 3) uint8 colors by the bit pattern of PASCAL VOC's devkit (VOCcode/VOClabelcolormap.m)."""
     ids = np.arange(count)
     palette = np.zeros((count, 3), np.uint8)
     for shift in range(8):
@@ -66,19 +78,36 @@ def class_palette(count: int = 256) -> np.ndarray:
     return palette
 
 
-Panel = tuple[str, np.ndarray, list[tuple[str, tuple[int, int, int]]]]  # title, (H, W, 3) uint8, legend
+def palette_of(colors: Sequence[tuple[int, int, int]], other: int = 0) -> np.ndarray:
+    """(256, 3) uint8: the color of each class id; `other` in all channels for ids without a color."""
+    palette = np.full((256, 3), other, np.uint8)
+    palette[: len(colors)] = np.reshape(colors, (-1, 3))
+    return palette
+
+
+def letterbox(picture: np.ndarray, height: int, width: int, fill: int = 255) -> np.ndarray:
+    """picture (H, W, 3) uint8, as large as fits, in the middle of a page (height, width, 3) filled with `fill`."""
+    scale = min(height / picture.shape[0], width / picture.shape[1])
+    rows, columns = (
+        max(1, min(room, round(scale * side))) for room, side in zip((height, width), picture.shape[:2], strict=True)
+    )
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    page = np.full((height, width, 3), fill, np.uint8)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    page[top : top + rows, left : left + columns] = cv2.resize(picture, (columns, rows), interpolation=interpolation)
+    return page
 
 
 def side_by_side(panels: Sequence[Panel], lines: int = 0) -> np.ndarray:
-    """Pictures of one size in a row, each with its title and the entries of its legend below it.
+    """Panels of one size in a row, each with its title and legend below -> (H, W, 3) uint8.
 
-    `lines`: how many of text there are, whatever the legends need; 0: as many as they need.
+    lines: height of the text in lines; 0 = as many as the longest legend needs.
     """
     height, width = panels[0][1].shape[:2]
     size = max(10, round(min(width / 28, height / 12)))
     font = ImageFont.load_default(size)
     line, margin = round(1.5 * size), size // 2
-    drawings = []  # per panel: (x, y, text, colour of its box or None)
+    drawings = []  # per panel: (x, y, text, color of its box or None)
     for title, _, legend in panels:
         x, y = margin, margin // 2
         drawing = [(x, y, title, None)]

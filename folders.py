@@ -93,6 +93,9 @@ def read_folder(path: str | Path, teacher_labels: str = "") -> Folder:
         raise ValueError(f"{where}: name is {name!r}; it must not hold a slash")
     if camera and not {"fx", "fy", "cx", "cy"} <= camera.keys():
         raise ValueError(f"{where}: camera needs fx, fy, cx and cy; it has {', '.join(camera)}")
+    for key in ("fx", "fy", "width", "height"):
+        if not 1 <= camera.get(key, 1) <= 1e6:
+            raise ValueError(f"{where}: camera: {key} is {camera[key]:g}; allowed: 1 to 1000000 pixels")
     taught = {}
     for task in TASKS if teacher_labels else ():
         file = root / teacher_labels / task / TEACHER_FILE

@@ -10,7 +10,6 @@ import math
 import typing
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -141,30 +140,6 @@ class DepthMetrics:
             **{f"delta{power}": share for power, share in enumerate(deltas, 1)},
         }
         return {name: math.fsum(value.tolist()) / len(value) for name, value in values.items()}
-
-
-LOOKED_UP = 50_000
-
-
-def surface_metrics(points: np.ndarray, reference: np.ndarray, within_m: float = 0.05) -> dict[str, float]:
-    """Of two clouds (N, 3), each evenly over its surface.
-
-    accuracy and completeness: mean distance in metres to the other's nearest point; precision, recall and F-score: with
-    `within_m` of it, as in Tanks and Temples (Knapitsch et al., 2017). About LOOKED_UP points of each are looked up in
-    the other, which is taken whole.
-    """
-    from scipy.spatial import cKDTree
-
-    pairs = ((points, reference), (reference, points))
-    to_reference, to_points = (
-        cKDTree(others).query(own[:: -(-len(own) // LOOKED_UP)], workers=-1)[0] for own, others in pairs
-    )
-    precision, recall = float((to_reference < within_m).mean()), float((to_points < within_m).mean())
-    f_score = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-    return {
-        "accuracy": float(to_reference.mean()), "completeness": float(to_points.mean()),
-        "precision": precision, "recall": recall, "f_score": f_score,
-    }  # fmt: skip
 
 
 class NormalMetrics:

@@ -1,86 +1,113 @@
-"""From pictures to 3D: coloured, labelled surfaces and clouds of points in metres, with a plan from above.
+"""3D reconstruction: colored and labeled points of one image, or one fused surface of many posed images.
 
-    python reconstruct.py --input photo.jpg --fov 60 --output photo.ply         # one picture: a cloud of points
-    python reconstruct.py --input dataset/redkitchen --output kitchen.ply       # pictures with poses: one surface
-    python reconstruct.py --input dataset/redkitchen --depth measured           # of the camera's own depth
-    python reconstruct.py --input dataset/redkitchen --split val --compare      # of both, and how far they are apart
+    python reconstruct.py --input photo.jpg --fov 60 --output photo.ply         # one image: a point cloud
+    python reconstruct.py --input dataset/redkitchen --output kitchen.ply       # posed images: one surface
+    python reconstruct.py --input dataset/redkitchen --depth measured           # from measured, not predicted depth
+    python reconstruct.py --input dataset/redkitchen --split val --compare      # from both, and how far they are apart
 
-Folders with poses: data sets of this project, 7-Scenes, TUM RGB-D (scans.py). The PLY file has red, green, blue and
-class_id for each point; beside that of a surface lie NAME_points.ply, the same points without triangles, NAME_plan.png,
-and NAME.json with what the numbers mean.
+Folders of posed images: data sets of this project with `poses:`, 7-Scenes, TUM RGB-D (scene3d/posed_images.py). All in
+meters. The PLY file has red, green, blue and class_id for each point. A surface comes with NAME_points.ply (the points
+without triangles), NAME_plan.png (the floor plan) and NAME.json (classes, areas, metrics).
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from checkpoints import newest_checkpoint
-from config import Parser, convert
-from deploy.backends import BACKENDS
+from config import Parser, convert, number, positive_int, refuse
+from deploy.backends import BACKENDS, FILES
 from deploy.predictor import Predictor
 from drawing import side_by_side
 from geometry import camera_with
-from images import SAMPLE, read_image, write_png
-from metrics import surface_metrics
-from scene3d.floor_plan import draw_plan, find_up, sample
+from images import SAMPLE, count_pixels, read_image, write_png
+from scene3d.comparison import surface_metrics
+from scene3d.floor_plan import draw_plan, find_up
 from scene3d.fusion import Fusion, Surface, cloud, fuse, views_of
 from scene3d.posed_images import Scan, Shot, read_scan
 from utils import run, setup_cpu, whole_file
 
-POINTS = 200_000  # on each surface, to compare them
+MAX_DEPTH_M = 5.0  # default for folders: beyond, the depth of a Kinect and of these networks is poor
+MAX_PIXELS = 1e6  # of intrinsics: larger ones are mistakes
 
 
-# ---------------------------------------------------------------------------------------------- one picture
+# ---------------------------------------------------------------------------------------------- one image
 
 
-def camera_of(text: str, fov: float, width: int, height: int) -> dict[str, float]:
-    """--camera fx,fy,cx,cy, or a horizontal field of view in degrees -> intrinsics of pictures of this size."""
-    if text:
-        values = convert(text, tuple[float, ...], "--camera")
-        if len(values) != 4 or min(values[:2]) <= 0:
-            raise ValueError(f"--camera {text}: expected fx,fy,cx,cy in pixels, fx and fy above 0")
-        return dict(zip(("fx", "fy", "cx", "cy"), values, strict=True))
-    return camera_with(fov, width, height)
+def camera(text: str) -> dict[str, float]:
+    """An argparse type: fx,fy,cx,cy in pixels -> intrinsics."""
+    try:
+        fx, fy, cx, cy = convert(text, tuple[float, ...], "it")
+    except ValueError:
+        fx = fy = cx = cy = 0.0
+    if not (min(fx, fy) >= 1 and max(fx, fy, abs(cx), abs(cy)) <= MAX_PIXELS):
+        raise argparse.ArgumentTypeError(f"got {text!r}; it takes fx,fy,cx,cy in pixels, fx and fy at least 1")
+    return {"fx": fx, "fy": fy, "cx": cx, "cy": cy}
 
 
-def picture_to_cloud(predictor: Predictor, path: Path, camera: str, fov: float, most_m: float) -> Surface:
+def image_to_cloud(
+    predictor: Predictor, path: Path, intrinsics: Mapping[str, float] | None, fov: float, max_depth_m: float | None
+) -> Surface:
+    """The points of one image. Without intrinsics its camera has a horizontal field of view of `fov` degrees.
+
+    max_depth_m: farther points are left out; None = the task's range. Raises ValueError when no point is left.
+    """
     image = read_image(path)
     found = predictor(image)
-    intrinsics = camera_of(camera, fov, image.shape[1], image.shape[0])
-    return cloud(image, found["depth"], found.get("segmentation"), intrinsics, most_m)
+    if max_depth_m is None:
+        max_depth_m = predictor.tasks["depth"].max_m
+    intrinsics = intrinsics or camera_with(fov, image.shape[1], image.shape[0])
+    points = cloud(image, found["depth"], found.get("segmentation"), intrinsics, max_depth_m)
+    if not len(points.points):
+        nearest = found["depth"].min()
+        raise ValueError(
+            f"{path}: no point is left: the nearest pixel is {nearest:.2f} m away, beyond --max_depth {max_depth_m:g}"
+        )
+    return points
 
 
-# ---------------------------------------------------------------------------------------------- many
+# ---------------------------------------------------------------------------------------------- many images
 
 
-def compare(scan: Scan, shots: Sequence[Shot], predictor: Predictor, voxel_m: float, most_m: float) -> dict[str, float]:
-    """Metrics of the surface of predicted depth against that of measured depth, where both look at the same pixels."""
-    clouds = []
+def check_depth_sizes(shots: Sequence[Shot]) -> None:
+    """Raises ValueError for measured depth of another size than its image, by the headers of the files."""
+    for shot in shots:
+        pixels, expected = count_pixels(shot.depth), count_pixels(shot.image)
+        if pixels and expected and pixels != expected:
+            raise ValueError(f"{shot.depth}: {pixels} pixels, but its image {shot.image} has {expected}")
+
+
+def compare(
+    scan: Scan, shots: Sequence[Shot], predictor: Predictor, voxel_m: float, max_depth_m: float
+) -> dict[str, float]:
+    """Metrics of the surface of predicted depth against that of measured depth, both from the same pixels."""
+    surfaces = []
     for source in (predictor, None):
-        fusion = Fusion(voxel_m, most_m=most_m)
+        fusion = Fusion(voxel_m, max_depth_m=max_depth_m)
         fuse(scan, shots, fusion, source, only_measured=source is not None)
-        clouds.append(sample(fusion.mesh(views_of(shots)), POINTS)[0])
-    return surface_metrics(*clouds)
+        surfaces.append(fusion.mesh(views_of(shots)))
+    return surface_metrics(*surfaces)
 
 
 def reconstruct(
-    scan: Scan, shots: Sequence[Shot], predictor: Predictor | None, output: Path, voxel_m: float, most_m: float
+    scan: Scan, shots: Sequence[Shot], predictor: Predictor | None, output: Path, voxel_m: float, max_depth_m: float
 ) -> dict[str, object]:
-    """Writes the surface and its plan. Returns what is known of them."""
+    """Writes the surface, its points and its plan. Returns the content of NAME.json."""
     task = predictor.tasks.get("segmentation") if predictor else None
     classes, colors = (task.classes, task.colors) if task else ((), ())
-    fusion, began = Fusion(voxel_m, len(classes), most_m), time.monotonic()
+    fusion, began = Fusion(voxel_m, len(classes), max_depth_m), time.monotonic()
     fuse(scan, shots, fusion, predictor)
     rate = len(shots) / (time.monotonic() - began)
     surface = fusion.mesh(views_of(shots))
-    surface.write(output)
-    points = dataclasses.replace(surface, triangles=surface.triangles[:0])  # for programs that read clouds alone
-    points.write(output.with_name(f"{output.stem}_points.ply"))
     panel, areas = draw_plan(surface, find_up(surface, [shot.pose for shot in shots]), classes, colors)
+    surface.write(output)
+    points = dataclasses.replace(surface, triangles=surface.triangles[:0])  # for programs that read only clouds
+    points.write(output.with_name(f"{output.stem}_points.ply"))
     write_png(output.with_name(f"{output.stem}_plan.png"), side_by_side([panel]))
     print(f"{output}: {len(surface.points):,} points, {len(surface.triangles):,} triangles of {len(shots)} pictures, "
           f"{rate:.1f} pictures a second")  # fmt: skip
@@ -89,62 +116,86 @@ def reconstruct(
     return {"pictures": len(shots), "voxel_m": voxel_m, "classes": list(classes), "areas_m2": areas, "rate": rate}
 
 
-def main() -> None:
-    parser = Parser(description="From pictures to surfaces and clouds of points in metres.")
-    parser.add_argument("--input", default=str(SAMPLE), metavar="IMAGE|FOLDER", help=f"default: {SAMPLE}")
-    parser.add_argument("--checkpoint", metavar="FILE", help="default: the newest run's best.pt")
-    parser.add_argument("--output", default="reconstruction.ply", metavar="PLY")
-    parser.add_argument(
-        "--domain", default="", metavar="NAME", help="classes and range of this data set of the training"
-    )
-    parser.add_argument("--fov", default="60", metavar="DEGREES", help="of one picture: its horizontal field of view")
-    parser.add_argument(
-        "--camera", default="", metavar="fx,fy,cx,cy", help="of one picture, in pixels; instead of --fov"
-    )
-    parser.add_argument("--depth", default="predicted", choices=("predicted", "measured"))
-    parser.add_argument("--split", default="", help="of a folder with dataset.yaml; default: all its pictures")
-    parser.add_argument("--every", default="1", metavar="N", help="each Nth picture")
-    parser.add_argument("--voxel", default="0.02", metavar="METRES")
-    parser.add_argument("--max_depth", default="5", metavar="METRES", help="what is farther away is left out")
-    parser.add_argument("--compare", action="store_true", help="also measure predicted against measured depth")
-    parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
-    parser.add_argument("--device", default="auto")
-    arguments = parser.parse_args()
-    setup_cpu()
-    fov, voxel_m, most_m = (
-        convert(getattr(arguments, name), float, f"--{name}") for name in ("fov", "voxel", "max_depth")
-    )
-    every = convert(arguments.every, int, "--every")
-    if min(voxel_m, most_m) <= 0 or every < 1:
-        raise ValueError("--voxel and --max_depth must be above 0, --every at least 1")
-    source, output = Path(arguments.input), Path(arguments.output)
-    if output.suffix != ".ply":
-        raise ValueError(f"--output: {output} should end in .ply")
-    predictor = None
-    if arguments.depth == "predicted" or arguments.compare or source.is_file():
-        path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
-        backend = "eager" if arguments.backend == "auto" and source.is_file() else arguments.backend
-        predictor = Predictor(path, backend, arguments.device, domain=arguments.domain)
-        if "depth" not in predictor.tasks:
-            raise ValueError(f"{path}: it predicts no depth, but {', '.join(predictor.tasks)}")
-    if source.is_file():
-        found = picture_to_cloud(predictor, source, arguments.camera, fov, most_m)
-        found.write(output)
-        print(f"{output}: {len(found.points):,} points")
-        return
-    scan = read_scan(source, arguments.split)
-    shots = scan.shots[::every]
+def reconstruct_folder(arguments: argparse.Namespace, predictor: Predictor | None) -> None:
+    """The command for a folder of posed images."""
+    scan = read_scan(arguments.input, arguments.split)
+    shots = scan.shots[:: arguments.every]
     measured = arguments.depth == "measured"
     if measured or arguments.compare:
         shots = [shot for shot in shots if shot.depth]
         if not shots:
-            raise ValueError(f"{source}: none of its pictures has measured depth")
-    report = reconstruct(scan, shots, None if measured else predictor, output, voxel_m, most_m)
+            raise ValueError(f"{arguments.input}: none of its pictures has measured depth")
+        check_depth_sizes(shots)
+    max_depth_m = MAX_DEPTH_M if arguments.max_depth is None else arguments.max_depth
+    report = reconstruct(scan, shots, None if measured else predictor, arguments.output, arguments.voxel, max_depth_m)
     if arguments.compare:
-        report["against_measured"] = compare(scan, shots, predictor, voxel_m, most_m)
+        report["against_measured"] = compare(scan, shots, predictor, arguments.voxel, max_depth_m)
         print("  ".join(f"{name} {value:.4f}" for name, value in report["against_measured"].items()))
-    with whole_file(output.with_suffix(".json")) as temporary:
+    with whole_file(arguments.output.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(report, indent=1))
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def make_parser() -> Parser:
+    parser = Parser(description="From images to point clouds and surfaces in meters.")
+    parser.add_argument("--input", type=Path, default=SAMPLE, metavar="IMAGE|FOLDER", help=f"default: {SAMPLE}")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the newest run's best.pt")
+    parser.add_argument("--output", type=Path, default=Path("reconstruction.ply"), metavar="PLY")
+    parser.add_argument(
+        "--domain", default="", metavar="NAME", help="classes and range of this data set of the training"
+    )
+    parser.add_argument(
+        "--max_depth", type=number(float, least=0.01, most=1000), metavar="METERS",
+        help=f"leave out what is farther away; default: the network's range for an image, {MAX_DEPTH_M:g} for a folder",
+    )  # fmt: skip
+    parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
+    parser.add_argument("--device", default="auto")
+    image = parser.add_mutually_exclusive_group()
+    image.add_argument(
+        "--fov", type=number(float, least=1, most=179), default=60.0, metavar="DEGREES",
+        help="of one image: its horizontal field of view; default: 60",
+    )  # fmt: skip
+    image.add_argument("--camera", type=camera, metavar="fx,fy,cx,cy", help="of one image: its intrinsics in pixels")
+    folder = parser.add_argument_group("folders of posed images")
+    folder.add_argument("--depth", default="predicted", choices=("predicted", "measured"))
+    folder.add_argument("--split", default="", help="of a folder with dataset.yaml; default: all splits")
+    folder.add_argument("--every", type=positive_int, default=1, metavar="N", help="use each Nth image")
+    folder.add_argument("--voxel", type=number(float, least=0.001, most=1), default=0.02, metavar="METERS")
+    folder.add_argument("--compare", action="store_true", help="also measure predicted against measured depth")
+    return parser
+
+
+def main() -> None:
+    parser = make_parser()
+    arguments = parser.parse_args()
+    source, output, one = arguments.input, arguments.output, arguments.input.is_file()
+    if output.suffix != ".ply":
+        raise ValueError(f"--output: {output} should end in .ply")
+    if one:
+        names = ("depth", "split", "every", "voxel", "compare")
+        refuse(parser, arguments, names, f"is for folders of posed images; {source} is one image")
+    else:
+        refuse(parser, arguments, ("fov", "camera"), f"is for one image; {source} is none")
+    predictor = None
+    if arguments.depth == "predicted" or arguments.compare:
+        path = arguments.checkpoint or newest_checkpoint()
+        # One image does not repay the seconds that a faster back end takes to start.
+        eager = one and arguments.backend == "auto" and path.suffix.lower() not in FILES
+        setup_cpu()
+        predictor = Predictor(path, "eager" if eager else arguments.backend, arguments.device, domain=arguments.domain)
+        if "depth" not in predictor.tasks:
+            raise ValueError(f"{path}: it predicts no depth, but {', '.join(predictor.tasks)}")
+    else:
+        names = ("checkpoint", "domain", "backend", "device")
+        refuse(parser, arguments, names, "does nothing with --depth measured alone")
+    if one:
+        points = image_to_cloud(predictor, source, arguments.camera, arguments.fov, arguments.max_depth)
+        points.write(output)
+        print(f"{output}: {len(points.points):,} points")
+    else:
+        reconstruct_folder(arguments, predictor)
 
 
 if __name__ == "__main__":

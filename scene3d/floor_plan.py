@@ -1,4 +1,4 @@
-"""A scanned place from above: which way is up, a plan in metres, and the area of each class."""
+"""Floor plan of a scanned place: which way is up, a picture from above in meters, and the area of each class."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from drawing import Panel
-from scene3d.fusion import Surface
-from tasks import NO_CLASS
+from drawing import Panel, palette_of
+from scene3d.fusion import NO_CLASS, Surface
+from utils import require
 
 CELL_M = 0.02
-UPRIGHT = np.cos(np.radians(25))  # how far a floor may lean against what the cameras take for down
-FACES_DOWN = -0.5  # undersides of ceilings and tables are not seen from above
+MAX_CELLS = 4000  # along a side of the plan; a larger place gets larger cells
+UPRIGHT = np.cos(np.radians(25))  # a face whose normal is within 25 degrees of up or down counts as level
+FACES_DOWN = -0.5  # cosine to up below which a face looks down, such as a ceiling: it is not part of the plan
+LEAST_M2 = 0.005  # a smaller area would be printed as 0.00
 
 
 def facets(surface: Surface) -> tuple[np.ndarray, np.ndarray]:
@@ -24,58 +26,78 @@ def facets(surface: Surface) -> tuple[np.ndarray, np.ndarray]:
     return cross / np.where(length > 0, length, 1)[:, None], length / 2
 
 
-def sample(surface: Surface, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """`count` points (count, 3), evenly over the surface, and the triangle of each."""
-    _, areas = facets(surface)
-    rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(areas), count, p=areas / areas.sum())
-    a, b = rng.random((2, count, 1))
-    a, b = np.where(a + b > 1, 1 - a, a), np.where(a + b > 1, 1 - b, b)
-    first, second, third = (surface.points[surface.triangles[chosen, corner]] for corner in range(3))
-    return first + a * (second - first) + b * (third - first), chosen
-
-
 def find_up(surface: Surface, poses: Sequence[np.ndarray]) -> np.ndarray:
-    """(3,) the unit vector that points up: what the cameras have above them on average, made exact by the surfaces that
-    lie across it, floors and tables."""
+    """(3,) unit vector that points up: the mean up of the cameras, refined to the mean normal of level faces."""
     up = -np.mean([pose[:3, 1] for pose in poses], axis=0)
+    if np.linalg.norm(up) < 1e-3:  # cameras upside down cancel the others
+        up = -poses[0][:3, 1]
     up /= np.linalg.norm(up)
     normals, areas = facets(surface)
     for _ in range(5):
-        along = normals @ up
-        level = np.abs(along) > UPRIGHT
-        if not level.any():
+        cosine = normals @ up
+        level = np.abs(cosine) > UPRIGHT
+        if not areas[level].any():
             return up
-        up = (normals[level] * (areas[level] * np.sign(along[level]))[:, None]).sum(0)
+        up = (normals[level] * (areas[level] * np.sign(cosine[level]))[:, None]).sum(0)
         up /= np.linalg.norm(up)
     return up
+
+
+def from_above(surface: Surface, up: np.ndarray) -> tuple[np.ndarray, float]:
+    """What lies on top: (H, W) int64, for each cell the nearest point of `surface`, -1 = nothing; a cell's side in m.
+
+    One ray a cell, straight down through its middle (Open3D's RaycastingScene).
+    """
+    require("open3d")
+    import open3d
+
+    normals, _ = facets(surface)
+    triangles = surface.triangles[normals @ up > FACES_DOWN]
+    if not len(triangles):
+        return np.full((1, 1), -1), CELL_M
+    right = np.cross(up, [1.0, 0, 0] if abs(up[0]) < 0.9 else [0, 1.0, 0])
+    right /= np.linalg.norm(right)
+    axes = np.stack([right, np.cross(right, up), up])
+    points = surface.points @ axes.T  # x to the right, y down the page, z up
+    shown = points[triangles.ravel()]
+    low, high = shown.min(0), shown.max(0)
+    extent = high - low
+    cell_m = max(CELL_M, float(extent[:2].max()) / MAX_CELLS)
+    width, height = np.maximum(np.ceil(extent[:2] / cell_m - 1e-3), 1).astype(int)
+    points = points - [*low[:2], high[2]]  # near the origin float32 keeps all digits
+
+    scene, core = open3d.t.geometry.RaycastingScene(), open3d.core
+    scene.add_triangles(core.Tensor(points.astype(np.float32)), core.Tensor(triangles.astype(np.uint32)))
+    rays = np.zeros((height, width, 6), np.float32)
+    rays[..., 0] = (np.arange(width) + 0.5) * cell_m
+    rays[..., 1] = ((np.arange(height) + 0.5) * cell_m)[:, None]
+    rays[..., 2], rays[..., 5] = 1, -1
+    hit = scene.cast_rays(core.Tensor(rays))
+    triangle, (u, v) = hit["primitive_ids"].numpy(), np.moveaxis(hit["primitive_uvs"].numpy(), 2, 0)
+    seen = triangle != scene.INVALID_ID
+    corner = np.stack([1 - u - v, u, v]).argmax(0)
+    top = np.full((height, width), -1)
+    top[seen] = triangles[triangle[seen], corner[seen]]
+    return top, cell_m
 
 
 def draw_plan(
     surface: Surface, up: np.ndarray, classes: Sequence[str] = (), colors: Sequence[tuple[int, int, int]] = ()
 ) -> tuple[Panel, dict[str, float]]:
-    """The plan (its colours are those of the classes, or the surface's own) and {class: m2 seen from above}."""
-    normals, areas = facets(surface)
-    points, triangle = sample(surface, int(4 * areas.sum() / CELL_M**2))
-    seen = normals[triangle] @ up > FACES_DOWN
-    points, triangle = points[seen], triangle[seen]
-    right = np.cross(up, [1.0, 0, 0] if abs(up[0]) < 0.9 else [0, 1.0, 0])
-    right /= np.linalg.norm(right)
-    across = np.stack([points @ right, points @ np.cross(right, up)], axis=1)
-    cells = np.floor((across - across.min(0)) / CELL_M).astype(int)
-    width, height = cells.max(0) + 1
-    order = np.argsort(points @ up, kind="stable")  # the highest is written last
-    corner = surface.triangles[triangle[order], 0]
-    picture, top = np.full((height, width, 3), 255, np.uint8), np.full((height, width), NO_CLASS, np.uint8)
-    rows, columns = cells[order, 1], cells[order, 0]
-    top[rows, columns] = surface.classes[corner]
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(colors)] = np.reshape(colors, (-1, 3))
-    picture[rows, columns] = palette[surface.classes[corner]] if len(classes) else surface.colors[corner]
-    counts = np.bincount(top.ravel(), minlength=256)[: len(classes)] * CELL_M**2
-    found = {classes[i]: float(counts[i]) for i in np.argsort(-counts) if counts[i] > 0}
-    legend = [(f"{name} {area:.1f} m2", tuple(colors[classes.index(name)])) for name, area in found.items()]
+    """The plan, and {class: m2 seen from above}, the largest first.
+
+    Drawn in the colors of the classes, or without classes in the surface's own.
+    """
+    top, cell_m = from_above(surface, up)
+    seen = top >= 0
+    ids = np.where(seen, surface.classes[top], NO_CLASS)
+    picture = np.full((*top.shape, 3), 255, np.uint8)
+    picture[seen] = palette_of(colors)[ids[seen]] if len(classes) else surface.colors[top[seen]]
+    counts = np.bincount(ids.ravel(), minlength=256)[: len(classes)] * cell_m**2
+    areas = {classes[i]: float(counts[i]) for i in np.argsort(-counts, kind="stable") if counts[i] >= LEAST_M2}
+    legend = [
+        (f"{name} {area:.1f} m2", tuple(colors[classes.index(name)])) for name, area in areas.items() if area >= 0.05
+    ]
     picture = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-    metre = round(2 / CELL_M)
-    cv2.rectangle(picture, (8, 8), (8 + metre, 12), (0, 0, 0), -1)
-    return ("plan; the bar is 1 m", picture, legend), found
+    cv2.rectangle(picture, (8, 8), (8 + round(2 / cell_m), 12), (0, 0, 0), -1)
+    return ("plan; the bar is 1 m", picture, legend), areas

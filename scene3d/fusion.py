@@ -1,4 +1,4 @@
-"""Points and surfaces in metres: from one picture, and fused from many (TSDF, with the classes of each voxel)."""
+"""Colored, labeled points from one image, and a TSDF fusion of many posed images into one surface. All in meters."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from scene3d.posed_images import Scan, Shot
 from utils import require, whole_file
 
 NO_CLASS = 255
-LEAST_PROBABILITY = 1e-3  # one frame that is sure of something else must not settle it
-BLOCK = 8  # voxels along a side of what is allocated together
+MIN_PROBABILITY = 1e-3  # floor for the logarithms, so that one over-confident frame cannot outvote the rest
+BLOCK = 8  # voxels along a side of a block, the unit of allocation
 
 
 @dataclass(frozen=True)
 class Surface:
-    """A mesh, or a cloud of points where it has no triangles."""
+    """A mesh; without triangles, a point cloud."""
 
-    points: np.ndarray  # (N, 3) float32, metres
+    points: np.ndarray  # (N, 3) float32, meters
     colors: np.ndarray  # (N, 3) uint8
     classes: np.ndarray  # (N,) uint8, 255 = none
     triangles: np.ndarray  # (M, 3) int32
 
     def write(self, path: Path) -> None:
-        """A binary PLY file with red, green, blue and class_id."""
+        """A binary PLY file; each vertex has red, green, blue and class_id."""
         vertices = np.empty(len(self.points), np.dtype(
             [(name, "<f4") for name in "xyz"] + [(name, "u1") for name in ("red", "green", "blue", "class_id")]
         ))  # fmt: skip
@@ -55,7 +55,7 @@ class Surface:
 
 
 def back_project(depth: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
-    """depth (H, W) metres, fx, fy, cx, cy of this size -> (H, W, 3) float32 in the camera's frame."""
+    """depth (H, W) in meters; camera: fx, fy, cx, cy for this size -> points (H, W, 3) float32, camera frame."""
     rows, columns = np.mgrid[: depth.shape[0], : depth.shape[1]].astype(np.float32)
     x = (columns - np.float32(camera["cx"])) / np.float32(camera["fx"]) * depth
     y = (rows - np.float32(camera["cy"])) / np.float32(camera["fy"]) * depth
@@ -63,26 +63,30 @@ def back_project(depth: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
 
 
 def cloud(
-    image: np.ndarray, depth: np.ndarray, classes: np.ndarray | None, camera: Mapping[str, float], most_m: float
+    image: np.ndarray, depth: np.ndarray, classes: np.ndarray | None, camera: Mapping[str, float], max_depth_m: float
 ) -> Surface:
-    """The points of one picture: image (H, W, 3), depth (H, W) metres, classes (H, W) ids. Beyond `most_m` is none."""
-    seen = (depth > 0) & (depth <= most_m)
+    """The points of one image: image (H, W, 3), depth (H, W) in meters, classes (H, W) ids.
+
+    Pixels without depth, or with more than `max_depth_m`, give no point.
+    """
+    seen = (depth > 0) & (depth <= max_depth_m)
     ids = np.full(depth.shape, NO_CLASS, np.uint8) if classes is None else classes
     points = back_project(depth, scaled_camera(camera, *depth.shape))[seen]
     return Surface(points, image[seen], ids[seen].astype(np.uint8), np.empty((0, 3), np.int32))
 
 
 class Fusion:
-    """A truncated signed distance field over sparse blocks of voxels (Open3D's VoxelBlockGrid), with a colour and the
-    probability of each class in each voxel, updated as in SemanticFusion (McCormac et al., ICRA 2017, equation 2): the
-    product of what the frames say, normalised.
+    """Truncated signed distance field (TSDF) over sparse blocks of voxels: Open3D's VoxelBlockGrid.
+
+    Each voxel also has a color and class probabilities. A frame multiplies these with its own, and they are normalized:
+    SemanticFusion (McCormac et al., ICRA 2017), equation 2.
     """
 
-    def __init__(self, voxel_m: float, classes: int = 0, most_m: float = 5.0, blocks: int = 4_000) -> None:
+    def __init__(self, voxel_m: float, classes: int = 0, max_depth_m: float = 5.0, blocks: int = 4_000) -> None:
         require("open3d")
         import open3d
 
-        self.o3d, self.voxel_m, self.count, self.most_m = open3d, voxel_m, classes, most_m
+        self.o3d, self.voxel_m, self.count, self.max_depth_m = open3d, voxel_m, classes, max_depth_m
         names, channels = ["tsdf", "weight", "color"], [1, 1, 3]
         if classes:
             names, channels = [*names, "classes"], [*channels, classes]
@@ -99,25 +103,25 @@ class Fusion:
         pose: np.ndarray,
         probabilities: np.ndarray | None = None,
     ) -> None:
-        """image (H, W, 3) uint8, depth (H, W) float32 metres, 0 = none; camera: fx, fy, cx, cy of this size; pose
-        (4, 4): camera to world; probabilities (C, h, w) of any size."""
+        """Integrates a frame: image (H, W, 3) uint8; depth (H, W) float32 meters, 0 = none; camera: fx, fy, cx, cy for
+        this size; pose (4, 4): camera to world; probabilities (C, h, w), of any size."""
         core, geometry = self.o3d.core, self.o3d.t.geometry
-        depth = np.where(depth <= self.most_m, depth, 0).astype(np.float32)
+        depth = np.where(depth <= self.max_depth_m, depth, 0).astype(np.float32)
         if not depth.any():
             return
         intrinsic = np.array([[camera["fx"], 0, camera["cx"]], [0, camera["fy"], camera["cy"]], [0, 0, 1]])
         k, to_camera = core.Tensor(intrinsic), core.Tensor(np.linalg.inv(pose))
         picture = geometry.Image(core.Tensor(np.ascontiguousarray(image).astype(np.float32) / 255))
         distances = geometry.Image(core.Tensor(np.ascontiguousarray(depth)[..., None]))
-        blocks = self.grid.compute_unique_block_coordinates(distances, k, to_camera, 1.0, self.most_m)
-        self.grid.integrate(blocks, distances, picture, k, to_camera, 1.0, self.most_m)
+        blocks = self.grid.compute_unique_block_coordinates(distances, k, to_camera, 1.0, self.max_depth_m)
+        self.grid.integrate(blocks, distances, picture, k, to_camera, 1.0, self.max_depth_m)
         if probabilities is not None and self.count:
             self._vote(blocks, depth, intrinsic, np.linalg.inv(pose), probabilities)
 
     def _vote(
         self, blocks: object, depth: np.ndarray, intrinsic: np.ndarray, to_camera: np.ndarray, probabilities: np.ndarray
     ) -> None:
-        """Multiplies the probabilities of the voxels near the surface that the frame sees with the frame's."""
+        """Multiplies the class probabilities of voxels within two voxels of the frame's depth with the frame's."""
         found, inside = self.grid.hashmap().find(blocks)
         points, index = self.grid.voxel_coordinates_and_flattened_indices(found[inside].to(self.o3d.core.int32))
         points, index = points.numpy() @ to_camera[:3, :3].T + to_camera[:3, 3], index.numpy()
@@ -131,23 +135,23 @@ class Fusion:
         measured = depth[row, column]
         near = (measured > 0) & (np.abs(measured - points[:, 2]) < 2 * self.voxel_m)
         index, column, row = index[near], column[near], row[near]
-        log = np.log(np.maximum(probabilities, LEAST_PROBABILITY)).astype(np.float32)
+        log = np.log(np.maximum(probabilities, MIN_PROBABILITY)).astype(np.float32)
         rows, columns = row * log.shape[1] // height, column * log.shape[2] // width
         votes = self.grid.attribute("classes").numpy().reshape(-1, self.count)  # a view
         updated = votes[index] + log[:, rows, columns].T
         votes[index] = updated - updated.max(1, keepdims=True)  # only ratios count
 
     def mesh(self, views: int = 3) -> Surface:
-        """The surface where at least so many frames saw it. Raises ValueError when there is none."""
+        """The surface, where at least `views` frames observed it. Raises ValueError when there is none."""
         mesh = self.grid.extract_triangle_mesh(views - 0.5) if self.grid.hashmap().size() else None
         if mesh is None or "indices" not in mesh.triangle or not len(mesh.triangle.indices):
-            raise ValueError(f"no surface: no place was seen by {views} pictures with depth that fits together")
+            raise ValueError(f"no surface: no place was seen by {views} images whose depths agree")
         points = mesh.vertex.positions.numpy().astype(np.float32)
         colors = (mesh.vertex.colors.numpy() * 255).round().clip(0, 255).astype(np.uint8)
         return Surface(points, colors, self._classes_at(points), mesh.triangle.indices.numpy().astype(np.int32))
 
     def _classes_at(self, points: np.ndarray) -> np.ndarray:
-        """The most probable class at each point, 255 where no frame said one."""
+        """The most probable class at each point; 255 where no frame gave one."""
         if not self.count:
             return np.full(len(points), NO_CLASS, np.uint8)
         voxels = np.rint(points / self.voxel_m).astype(np.int64)
@@ -164,11 +168,11 @@ class Fusion:
 def fuse(
     scan: Scan, shots: Sequence[Shot], fusion: Fusion, predictor: Predictor | None, only_measured: bool = False
 ) -> None:
-    """Adds the pictures with predicted depth and classes, or without a predictor with the camera's own depth.
+    """Integrates the images: predicted depth and classes, or without a predictor the measured depth.
 
-    `only_measured`: predicted depth counts where there is a measured one too.
+    `only_measured` drops predicted depth where no depth was measured. Raises ValueError when sizes differ.
     """
-    for shot in tqdm(shots, unit="picture", disable=not sys.stderr.isatty()):
+    for shot in tqdm(shots, unit="image", disable=not sys.stderr.isatty()):
         image, probabilities = read_image(shot.image), None
         if predictor is None:
             depth = scan.read_depth(shot)
@@ -176,12 +180,20 @@ def fuse(
             predictions, probabilities = predictor.with_probabilities(image, "segmentation")
             depth = predictions["depth"]
             if only_measured:
-                depth = np.where(scan.read_depth(shot) > 0, depth, 0)
-        if depth.shape != image.shape[:2]:
-            raise ValueError(f"{shot.depth}: its depth is not of the size of {shot.image}")
+                measured = scan.read_depth(shot)
+                check_size(shot, measured, image)
+                depth = np.where(measured > 0, depth, 0)
+        check_size(shot, depth, image)
         fusion.add(image, depth, scaled_camera(scan.camera, *depth.shape), shot.pose, probabilities)
 
 
+def check_size(shot: Shot, depth: np.ndarray, image: np.ndarray) -> None:
+    """Raises ValueError unless depth (H, W) has the size of the image (H, W, 3)."""
+    if depth.shape != image.shape[:2]:
+        sizes = " and ".join(f"{size[1]}x{size[0]}" for size in (depth.shape, image.shape))
+        raise ValueError(f"{shot.depth}: its size differs from that of {shot.image}: {sizes}")
+
+
 def views_of(shots: Sequence[Shot]) -> int:
-    """How many pictures must have seen what is part of the surface."""
+    """Minimum number of observations of a voxel for it to be part of the surface: 3, or fewer for up to 20 images."""
     return min(3, -(-len(shots) // 10))

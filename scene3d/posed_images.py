@@ -1,9 +1,9 @@
-"""Pictures whose cameras are known, from disk: data sets of this project with poses, 7-Scenes, and TUM RGB-D."""
+"""Posed images on disk: data sets of this project with poses, 7-Scenes, and TUM RGB-D."""
 
 from __future__ import annotations
 
 import bisect
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,47 +13,47 @@ import numpy as np
 from folders import read_folder, read_list
 from images import read_label
 
-# Microsoft's page of 7-Scenes: the depth camera's, 16 bits in millimetres, 65535 = none.
+# 7-Scenes (Microsoft's page): intrinsics of the depth camera; depth in millimeters, 65535 = none. Color and depth are
+# not registered: the focal length of the color camera is about 525.
 SEVEN_SCENES = {"fx": 585.0, "fy": 585.0, "cx": 320.0, "cy": 240.0, "width": 640, "height": 480}
-# TUM's page "Intrinsic camera calibration", by the first letters of a sequence; depth in 1/5000 m.
-TUM = {
-    "freiburg1": {"fx": 517.3, "fy": 516.5, "cx": 318.6, "cy": 255.3, "width": 640, "height": 480},
-    "freiburg2": {"fx": 520.9, "fy": 521.0, "cx": 325.1, "cy": 249.7, "width": 640, "height": 480},
-    "freiburg3": {"fx": 535.4, "fy": 539.2, "cx": 320.1, "cy": 247.6, "width": 640, "height": 480},
-}
-TUM_ELSE = {"fx": 525.0, "fy": 525.0, "cx": 319.5, "cy": 239.5, "width": 640, "height": 480}
-TUM_APART = 0.02  # seconds between a picture, its depth and its pose, as TUM's associate.py has it
+# TUM RGB-D, for all sequences: the page "File Formats" recommends ROS's default intrinsics, without undistortion, since
+# the registered depth images cannot be undistorted easily. Depth in 1/5000 m.
+TUM = {"fx": 525.0, "fy": 525.0, "cx": 319.5, "cy": 239.5, "width": 640, "height": 480}
+MAX_TIME_DIFFERENCE_S = 0.02  # between an image, its depth and its pose; the default of TUM's associate.py
+MAX_COORDINATE_M = 1e5  # of a camera: a larger one is a mistake, and Open3D numbers its blocks of voxels in 32 bits
 
 
 @dataclass(frozen=True)
 class Shot:
     image: Path
-    depth: Path | None  # as the camera measured it
-    pose: np.ndarray  # (4, 4) float64: camera (x right, y down, z forward) to world, metres
+    depth: Path | None  # measured depth
+    pose: np.ndarray  # (4, 4) float64: camera (x right, y down, z forward) to world, meters
 
 
 @dataclass(frozen=True)
 class Scan:
     name: str
-    camera: Mapping[str, float]  # fx, fy, cx, cy of pictures of width x height
+    camera: Mapping[str, float]  # fx, fy, cx, cy in pixels, for images of width x height
     shots: tuple[Shot, ...]
     metres_per_unit: float  # of the depth files
-    most_m: float  # no depth beyond it is one
+    max_depth_m: float  # measured depth beyond this is treated as missing
 
     def read_depth(self, shot: Shot) -> np.ndarray:
-        """(H, W) float32 metres, 0 = none."""
+        """(H, W) float32 meters, 0 = none. Raises ValueError."""
         label = read_label(shot.depth)
         if label.ndim != 2:
             raise ValueError(f"{shot.depth}: depth has one number a pixel; this file has shape {label.shape}")
         depth = label.astype(np.float32) * np.float32(self.metres_per_unit)
-        return np.where(depth <= self.most_m, depth, np.float32(0))
+        return np.where(depth <= self.max_depth_m, depth, np.float32(0))
 
 
 def read_scan(folder: Path, split: str = "") -> Scan:
-    """The pictures of a folder with poses, in order; `split` of a data set of this project, "" for all of them.
+    """The posed images of a folder, in order. `split`: of a folder with dataset.yaml; "" = all splits.
 
     Raises FileNotFoundError or ValueError that says what is missing.
     """
+    if split and folder.is_dir() and not (folder / "dataset.yaml").is_file():
+        raise ValueError(f"--split {split}: {folder} has no dataset.yaml, so it has no splits")
     if (folder / "dataset.yaml").is_file():
         scan = _data_set(folder, split)
     elif (folder / "rgb.txt").is_file() and (folder / "groundtruth.txt").is_file():
@@ -77,16 +77,25 @@ def read_pose(path: Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such pose")
     try:
-        return check_pose(np.array([float(word) for word in path.read_text().split()]).reshape(4, 4), str(path))
-    except ValueError as problem:
-        raise ValueError(str(problem) if str(path) in str(problem) else f"{path}: not 4 x 4 numbers") from None
+        pose = np.array([float(word) for word in path.read_text().split()]).reshape(4, 4)
+    except ValueError:
+        raise ValueError(f"{path}: not 4 x 4 numbers") from None
+    return check_pose(pose, str(path))
 
 
 def check_pose(pose: np.ndarray, where: str) -> np.ndarray:
-    """The pose, when it is a turn and a shift. Raises ValueError."""
-    turn = pose[:3, :3]
-    if not np.isfinite(pose).all() or not np.allclose(turn @ turn.T, np.eye(3), atol=1e-2) or np.linalg.det(turn) < 0:
+    """`pose`, if it is a rigid motion: a rotation and a translation. Raises ValueError."""
+    rotation = pose[:3, :3]
+    if (
+        not np.isfinite(pose).all()
+        or not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2)
+        or np.linalg.det(rotation) < 0
+    ):
         raise ValueError(f"{where}: not the pose of a camera: its 3 x 3 part is no rotation")
+    if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
+        raise ValueError(f"{where}: not the pose of a camera: its last row is not 0 0 0 1")
+    if np.abs(pose[:3, 3]).max() > MAX_COORDINATE_M:
+        raise ValueError(f"{where}: the camera is more than {MAX_COORDINATE_M / 1000:g} km from the origin")
     return pose
 
 
@@ -111,60 +120,64 @@ def _seven_scenes(root: Path) -> Scan:
     shots = []
     for path in sorted(root.glob("frame-*.pose.txt")):
         stem = path.name.removesuffix(".pose.txt")
-        image, depth = root / f"{stem}.color.png", root / f"{stem}.depth.png"
-        if not image.is_file():
-            raise FileNotFoundError(f"{image}: no such picture, but it has a pose")
+        images = [root / f"{stem}.color.{ending}" for ending in ("png", "jpg")]
+        image = next((file for file in images if file.is_file()), None)
+        if image is None:
+            raise FileNotFoundError(f"{images[0]} (or .jpg): no such image, but it has a pose")
+        depth = root / f"{stem}.depth.png"
         shots.append(Shot(image, depth if depth.is_file() else None, read_pose(path)))
     return Scan(root.resolve().name, SEVEN_SCENES, tuple(shots), 0.001, 60.0)
 
 
 def _tum(root: Path) -> Scan:
-    images, depths = _tum_list(root / "rgb.txt"), _tum_list(root / "depth.txt")
-    poses = _tum_list(root / "groundtruth.txt")
+    images, depths, poses = (_tum_list(root / f"{name}.txt") for name in ("rgb", "depth", "groundtruth"))
     shots = []
     for moment, words in images:
         depth, pose = (_nearest(entries, moment) for entries in (depths, poses))
         if pose is None:
-            continue  # the cameras of the motion capture did not see it
-        try:
-            x, y, z, *quaternion = map(float, pose)
-            matrix = np.eye(4)
-            matrix[:3, :3], matrix[:3, 3] = rotation(*quaternion), (x, y, z)
-        except (TypeError, ValueError):
-            raise ValueError(f"{root / 'groundtruth.txt'}: time {moment}: expected tx ty tz qx qy qz qw") from None
-        shots.append(Shot(root / words[0], root / depth[0] if depth else None, matrix))
-    kind = re.search("freiburg[123]", root.resolve().name)
-    return Scan(root.resolve().name, TUM[kind[0]] if kind else TUM_ELSE, tuple(shots), 1 / 5000, 10.0)
+            continue  # the motion capture lost the camera
+        where = f"{root / 'groundtruth.txt'}: time {pose[0]}"
+        shots.append(Shot(root / words[1], root / depth[1] if depth else None, _tum_pose(pose[1:], where)))
+    return Scan(root.resolve().name, TUM, tuple(shots), 1 / 5000, 10.0)
+
+
+def _tum_pose(words: Sequence[str], where: str) -> np.ndarray:
+    """tx ty tz qx qy qz qw -> (4, 4). Raises ValueError."""
+    from scipy.spatial.transform import Rotation
+
+    pose = np.eye(4)
+    try:
+        x, y, z, *quaternion = map(float, words)
+        pose[:3, :3], pose[:3, 3] = Rotation.from_quat(quaternion).as_matrix(), (x, y, z)
+    except ValueError:
+        raise ValueError(f"{where}: expected tx ty tz qx qy qz qw, got {' '.join(words)!r}") from None
+    return check_pose(pose, where)
 
 
 def _tum_list(path: Path) -> list[tuple[float, list[str]]]:
-    """(time, the other words) of each line, in order of time; [] without a file."""
+    """[(time in seconds, words of the line)], in order of time; [] without a file. Raises ValueError."""
     if not path.is_file():
         return []
     entries = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if words := line.partition("#")[0].split():
-            try:
-                entries.append((float(words[0]), words[1:]))
-            except ValueError:
-                raise ValueError(f"{path}:{number}: it should start with a time in seconds") from None
+    try:
+        lines = path.read_text().splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file") from None
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        try:
+            moment = float(words[0])
+        except ValueError:
+            moment = math.nan
+        if not math.isfinite(moment) or len(words) < 2:
+            raise ValueError(f"{path}:{number}: expected a time in seconds and a file or a pose, got {line.strip()!r}")
+        entries.append((moment, words))
     return sorted(entries, key=lambda entry: entry[0])
 
 
 def _nearest(entries: Sequence[tuple[float, list[str]]], moment: float) -> list[str] | None:
     place = bisect.bisect(entries, moment, key=lambda entry: entry[0])
     best = min(entries[max(0, place - 1) : place + 1], key=lambda entry: abs(entry[0] - moment), default=None)
-    return best[1] if best and abs(best[0] - moment) <= TUM_APART else None
-
-
-def rotation(x: float, y: float, z: float, w: float) -> np.ndarray:
-    """A quaternion -> (3, 3). Raises ValueError when it has no length."""
-    length = float(np.sqrt(x * x + y * y + z * z + w * w))
-    if not length > 0:
-        raise ValueError("a quaternion without length")
-    x, y, z, w = x / length, y / length, z / length, w / length
-    return np.array([
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ])  # fmt: skip
+    return best[1] if best and abs(best[0] - moment) <= MAX_TIME_DIFFERENCE_S else None
