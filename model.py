@@ -62,10 +62,10 @@ class Network(nn.Module):
         """Images -> the map (B, width, h, w) that all heads read."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        images = ((images - self.mean) / self.std).to(next(self.encoder.parameters()).dtype)
+        images = (images - self.mean) / self.std
         if min(images.shape[-2:]) < LEAST_SIDE:
-            images = resize_raw(images, tuple(max(side, LEAST_SIDE) for side in images.shape[-2:]))
-        features = self.encoder(images)
+            images = resize_raw(images, tuple(max(side, LEAST_SIDE) for side in images.shape[-2:]))  # in fp32
+        features = self.encoder(images.to(next(self.encoder.parameters()).dtype))
         return self.decoder(features)
 
     @torch.inference_mode()
