@@ -85,6 +85,8 @@ def reconstruct(
     print(f"{output}: {len(surface.points):,} points, {len(surface.triangles):,} triangles of {len(shots)} pictures, "
           f"{rate:.1f} pictures a second")  # fmt: skip
     for name, area in areas.items():
+        if area < 0.005:
+            continue  # nothing of two digits
         print(f"{name:24} {area:6.2f} m2 seen from above")
     return {"pictures": len(shots), "voxel_m": voxel_m, "classes": list(classes), "areas_m2": areas, "rate": rate}
 
@@ -123,8 +125,7 @@ def main() -> None:
     predictor = None
     if arguments.depth == "predicted" or arguments.compare or source.is_file():
         path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
-        backend = "eager" if arguments.backend == "auto" and source.is_file() else arguments.backend
-        predictor = Predictor(path, backend, arguments.device, domain=arguments.domain)
+        predictor = Predictor(path, arguments.backend, arguments.device, domain=arguments.domain, few=source.is_file())
         if "depth" not in predictor.tasks:
             raise ValueError(f"{path}: it predicts no depth, but {', '.join(predictor.tasks)}")
     if source.is_file():
