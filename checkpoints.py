@@ -31,10 +31,13 @@ def save_checkpoint(path: Path, content: dict[str, object]) -> None:
 
 
 def file_sha256(path: Path) -> str:
+    """Of an OpenVINO model: of its .xml and then its .bin, which has the weights."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
+    weights = path.with_suffix(".bin")
+    for part_of_it in [path, weights] if path.suffix.lower() == ".xml" and weights.is_file() else [path]:
+        with part_of_it.open("rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
     return digest.hexdigest()
 
 

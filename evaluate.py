@@ -18,8 +18,8 @@ import torch
 
 import distributed
 from checkpoints import check_sha256, newest_checkpoint
-from config import Parser, convert, make_config
-from deploy.backends import Backend, open_network
+from config import Parser, convert, make_config, number
+from deploy.backends import BACKENDS, Backend, open_network
 from folders import Folder, read_folder
 from metrics import CROPS, Protocol
 from model import Network
@@ -69,7 +69,7 @@ def compare(
                 )
             network = singles[fitting[0]]
             own = {name: pick_tasks(network, folder, fitting[0])[name]}
-            single, _ = evaluate_folder(network, folder, split, own, settings)
+            single, _ = evaluate_folder(network, folder, split, own, settings_for(network, settings))
             before, after = single[f"{name}/{task.best}"], values[f"{name}/{task.best}"]
             if not before:
                 raise ValueError(
@@ -82,7 +82,35 @@ def compare(
     return rows
 
 
-def main() -> None:
+def settings_for(network: Network | Backend, settings: Settings) -> Settings:
+    """The settings with the device that the network's predictions are on: back ends may give them on the CPU."""
+    return dataclasses.replace(settings, device=network.device) if isinstance(network, Backend) else settings
+
+
+def scales_of(text: str) -> tuple[float, ...]:
+    """An argparse type: S,S,... -> scales of the picture."""
+    try:
+        scales = convert(text, tuple[float, ...], "it")
+    except ValueError:
+        scales = ()
+    if not scales or not all(0.1 <= scale <= 10 for scale in scales):
+        raise argparse.ArgumentTypeError(f"got {text!r}; it takes numbers of 0.1 to 10, such as 0.75,1,1.25")
+    return scales
+
+
+def check_views(network: Network | Backend, arguments: argparse.Namespace) -> None:
+    """Raises ValueError when a file cannot give what --mirror or --scales ask for."""
+    if not isinstance(network, Backend):
+        return
+    if arguments.mirror:
+        network.require_raw("--mirror")
+    if arguments.scales != (1.0,):
+        network.require_raw("--scales")
+        if network.signature.size:
+            raise ValueError(f"--scales needs a graph of any size; {network.where} takes one size: leave out --size")
+
+
+def make_parser() -> Parser:
     parser = Parser(description="Evaluates a checkpoint on a split of a data set.")
     parser.add_argument("--checkpoint", metavar="FILE", help="default: the newest run's best.pt")
     parser.add_argument("--data", metavar="FOLDER", help="default: the data sets of the training")
@@ -90,22 +118,33 @@ def main() -> None:
     parser.add_argument("--domain", default="", metavar="NAME", help="predict as for this data set of the training")
     parser.add_argument("--against", nargs="+", metavar="FILE", help="single-task checkpoints, for Delta-m")
     parser.add_argument("--crop", default="none", choices=CROPS, help="of depth: eigen for NYUDv2, garg for KITTI")
-    parser.add_argument("--cap", default="0", metavar="METRES", help="of depth: leave out what is deeper; KITTI: 80")
+    parser.add_argument(
+        "--cap", type=number(float, least=0), default=0.0, metavar="METRES",
+        help="of depth: leave out what is deeper; KITTI: 80; 0 = none",
+    )  # fmt: skip
     parser.add_argument("--per_image", action="store_true", help="average depth errors over images, not over pixels")
     parser.add_argument("--sha256", default="", metavar="HEX", help="refuse a checkpoint with another check sum")
     parser.add_argument("--mirror", action="store_true", help="average with the mirrored picture")
-    parser.add_argument("--scales", default="1", metavar="S,S,...", help="average over these scales of the picture")
-    parser.add_argument("--batch_size", default="4")
     parser.add_argument(
-        "--workers", default="2", help="loader processes on a GPU; on a CPU frames are read in this one"
+        "--scales", type=scales_of, default=(1.0,), metavar="S,S,...", help="average over these scales of the picture"
     )
+    parser.add_argument("--batch_size", type=number(int, 1, 4096), default=4)
     parser.add_argument(
-        "--backend", default="", help="compute in this one (inference.py); default: PyTorch, as trained"
-    )
-    parser.add_argument("--device", default="auto")
+        "--workers", type=number(int, 0, 256), default=2,
+        help="loader processes on a GPU; on a CPU frames are read in this one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--backend", default="", choices=("auto", *BACKENDS),
+        help="compute in this one (inference.py); default: PyTorch, as trained",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     parser.add_argument("--output", metavar="JSON", help="default: beside the checkpoint")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = make_parser().parse_args()
     setup_cpu()
     device = pick_device(arguments.device)
     with distributed.together(device):
@@ -116,28 +155,27 @@ def report(arguments: argparse.Namespace, device: torch.device) -> None:
     """Evaluates as the command line says, prints the tables and writes the reports."""
     path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
     check_sha256(path, arguments.sha256)
-    network = open_network(path, arguments.backend, device, arguments.precision)
+    network = open_network(path, arguments.backend, arguments.device, arguments.precision)
+    check_views(network, arguments)
     config = make_config(
         {"batch_size": arguments.batch_size, "workers": arguments.workers, "device": arguments.device,
          "precision": arguments.precision},
         "command line", network.config,
     )  # fmt: skip
-    scales = convert(arguments.scales, tuple[float, ...], "command line: scales")
-    cap = convert(arguments.cap, float, "command line: cap")
-    if not scales or min(scales) <= 0 or cap < 0:
-        raise ValueError("command line: scales must be above 0, and cap not below 0")
-    protocol = Protocol(arguments.crop, cap, arguments.per_image)
-    settings = Settings(config, device, protocol, scales, arguments.mirror)
+    protocol = Protocol(arguments.crop, arguments.cap, arguments.per_image)
+    settings = Settings(config, device, protocol, arguments.scales, arguments.mirror)
     split = arguments.split or config.val_split
     folders = [read_folder(folder) for folder in ([arguments.data] if arguments.data else config.data)]
     if arguments.output and len(folders) > 1 and not arguments.against:
         raise ValueError(f"--output takes one report, but there are {len(folders)} data sets: choose one with --data")
-    singles = {Path(item): open_network(Path(item)) for item in arguments.against or ()}
+    singles = {Path(item): open_network(Path(item), device=arguments.device) for item in arguments.against or ()}
+    for single in singles.values():
+        check_views(single, arguments)
 
     results: dict[str, tuple[Folder, dict[str, Task], dict[str, float]]] = {}
     for folder in folders:
         tasks = pick_tasks(network, folder, path, arguments.domain)
-        values, count = evaluate_folder(network, folder, split, tasks, settings)
+        values, count = evaluate_folder(network, folder, split, tasks, settings_for(network, settings))
         results[folder.name] = folder, tasks, values
         if not distributed.is_main():
             continue
@@ -147,7 +185,7 @@ def report(arguments: argparse.Namespace, device: torch.device) -> None:
             path.with_name(f"{path.stem}-{folder.name}-{split}.json") if arguments.against or not arguments.output
             else Path(arguments.output),
             {"checkpoint": str(path), "data": str(folder.root), "split": split, "frames": count,
-             "protocol": dataclasses.asdict(protocol), "scales": list(scales), "mirror": arguments.mirror,
+             "protocol": dataclasses.asdict(protocol), "scales": list(arguments.scales), "mirror": arguments.mirror,
              "metrics": values},
         )  # fmt: skip
     if singles:

@@ -1,15 +1,15 @@
-"""Predicts on images.
+"""Predicts on images and videos.
 
     python inference.py                                   # the newest run on the picture in media/
     python inference.py --checkpoint C --input photo.jpg --output predictions
-    python inference.py --checkpoint C --input folder/    # with its sub-folders
+    python inference.py --checkpoint C --input folder/ more/*.jpg "set/**/*.png"    # folders with their sub-folders
     python inference.py --checkpoint C --input clip.mp4   # or camera:0, or rtsp://...: a video
     python inference.py --checkpoint C --domain camvid    # a network of several data sets: this one's classes alone
     torchrun --nproc-per-node 8 -- inference.py --checkpoint C --input folder/ --resume    # each process takes a part
 
-For each image: NAME_segmentation.png (class ids, with a palette), NAME_depth.png (16 bits, millimetres), a picture
-of each for looking at, NAME_depth_color.jpg, and NAME_overview.jpg with all of them side by side; of a video,
-NAME_overview.mp4. In programs:
+For each image: NAME_segmentation.png (class ids, with a palette), NAME_depth.png (16 bits), a picture of each for
+looking at, NAME_depth_color.jpg, and NAME_overview.jpg with all of them side by side; of a video, NAME_overview.mp4.
+NAME.json has the class names and the unit of the depth (metres_per_unit). In programs:
 
     predictor = Predictor("runs/x/best.pt")
     result = predictor(image)            # {"segmentation": (H, W) ids, "depth": (H, W) metres}
@@ -17,6 +17,7 @@ NAME_overview.mp4. In programs:
 
 from __future__ import annotations
 
+import argparse
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,26 +25,32 @@ import torch
 
 import distributed
 from checkpoints import check_sha256, newest_checkpoint
-from config import Parser, convert
-from deploy.backends import BACKENDS, FILES, fastest
-from deploy.image_folder import make_jobs, predict_files
+from config import Parser, number, refuse
+from deploy.backends import BACKENDS
+from deploy.image_folder import Job, expand_patterns, find_inputs, make_jobs, predict_files, refuse_files_of_others
 from deploy.predictor import Predictor
 from deploy.video import VIEWS, is_video, predict_video, video_name
-from images import SAMPLE, find_images
-from utils import pick_device, run, setup_cpu
+from images import SAMPLE
+from utils import printable, run, setup_cpu
+
+__all__ = ["Predictor"]  # `from inference import Predictor`
 
 AS_LONG_AS_IT_TAKES = timedelta(days=30)
-FEW = 30  # images, for which a back end that takes seconds to set up does not pay
+SETUP_PAYS_FROM = 30  # images: fewer take less time than a fast back end needs to start
+VIDEO_OPTIONS = ("view", "smooth", "seconds")
+IMAGE_OPTIONS = ("resume", "batch_size")
 
 
-def main() -> int:
-    parser = Parser(description="Predicts on images.")
+def make_parser() -> Parser:
+    parser = Parser(description="Predicts on images and videos.")
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help="of train.py, or the paper's .ckpt; default: the newest run"
-    )
+        "--checkpoint", metavar="FILE", help="of train.py, a file of export.py, or the paper's .ckpt; default: the "
+        "newest run",
+    )  # fmt: skip
     parser.add_argument(
-        "--input", default=str(SAMPLE), metavar="IMAGE|FOLDER|VIDEO|camera:N|rtsp://...", help=f"default: {SAMPLE}"
-    )
+        "--input", nargs="+", default=[str(SAMPLE)], metavar="INPUT",
+        help=f"images, folders, patterns in quotes, or videos, camera:N, rtsp://...; default: {SAMPLE}",
+    )  # fmt: skip
     parser.add_argument("--output", default="predictions", metavar="FOLDER", help="default: predictions")
     parser.add_argument(
         "--domain", default="", metavar="NAME", help="classes and range of this data set of the training; default: all"
@@ -54,57 +61,74 @@ def main() -> int:
         "--view", default="side", choices=VIEWS, help="of a video; overlay: predictions over the frames"
     )
     parser.add_argument(
-        "--smooth", default="0", metavar="0..1", help="of a video: share of the earlier frames where nothing moves"
+        "--smooth", type=number(float, least=0, below=1), default=0.0, metavar="0..1",
+        help="of a video: share of the earlier frames where nothing moves",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=number(float, least=0), default=0.0, help="of a video: its first seconds; 0 = all"
     )
-    parser.add_argument("--seconds", default="0", help="of a video: as many of it; 0 = all")
     parser.add_argument("--resume", action="store_true", help="leave out images whose outputs are there already")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="auto: the fastest installed")
-    parser.add_argument("--batch_size", default="1", help="images of one size in a call")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch_size", type=number(int, 1, 4096), default=1, help="images of one size in a call")
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
-    parser.add_argument("--threads", default="0", help="CPU threads; 0 = torch's choice")
-    arguments = parser.parse_args()
-    setup_cpu(convert(arguments.threads, int, "command line: threads"))
+    parser.add_argument("--threads", type=number(int, 0, 1024), default=0, help="CPU threads; 0 = torch's choice")
+    return parser
 
-    source, output, video = Path(arguments.input), Path(arguments.output), is_video(arguments.input)
-    smoothing, seconds = (convert(getattr(arguments, name), float, f"--{name}") for name in ("smooth", "seconds"))
-    if not 0 <= smoothing < 1 or seconds < 0:
-        raise ValueError("--smooth must be at least 0 and below 1, --seconds at least 0")
-    if smoothing and (arguments.mirror or not video):
-        raise ValueError("--smooth is for videos, without --mirror")
-    images = [] if video else find_images(source, output)
-    device = pick_device(arguments.device)
-    path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
-    check_sha256(path, arguments.sha256)
-    backend, batch_size = arguments.backend, convert(arguments.batch_size, int, "command line: batch_size")
-    if (
-        not video
-        and backend == "auto"
-        and len(images) < FEW
-        and fastest(device) != "eager"
-        and path.suffix not in FILES
-    ):
-        backend = "eager"
-    predictor = Predictor(path, backend, arguments.device, arguments.precision, arguments.domain, arguments.mirror)
-    if video:
-        print(f"{path} ({', '.join(predictor.tasks)}) in {predictor.backend.name} on {device}", flush=True)
-        result = output / f"{video_name(arguments.input)}_overview.mp4"
-        print(predict_video(predictor, arguments.input, result, arguments.view, smoothing, seconds))
-        return 0
-    jobs = make_jobs(images, source, output, batch_size)
+
+def predict_videos(predictor: Predictor, sources: list[str], arguments: argparse.Namespace) -> None:
+    for source in sources:
+        result = Path(arguments.output) / f"{video_name(source)}_overview.mp4"
+        print(predict_video(predictor, source, result, arguments.view, arguments.smooth, arguments.seconds))
+
+
+def predict_images(predictor: Predictor, jobs: list[Job], arguments: argparse.Namespace, few: bool) -> int:
+    """The exit status: 1 when an image could not be predicted."""
     left = [job for job in jobs if not (arguments.resume and job.done)]
-    who = f"process {distributed.rank()}: " if distributed.count() > 1 else ""
-    print(
-        f"{who}{path} ({', '.join(predictor.tasks)}) in {predictor.backend.name} on {device}, "
-        f"{len(jobs)} image{'s' if len(jobs) != 1 else ''}"
-    )
+    refuse_files_of_others([job.stem for job in left], predictor.tasks)
     with distributed.together(torch.device("cpu"), AS_LONG_AS_IT_TAKES):
-        failed = predict_files(predictor, left, few=len(images) < FEW)
+        failed = predict_files(predictor, left, few)
         earlier = f", {len(jobs) - len(left)} of an earlier run are there" if arguments.resume else ""
-        line = f"{who}{len(left) - failed} of {len(jobs)} images predicted{earlier}; look at {output}/*_overview.jpg"
-        print(line, flush=True)
+        line = f"{len(left) - failed} of {len(jobs)} images predicted{earlier}; look at {arguments.output}/"
+        print(f"{process_name()}{printable(line)}*_overview.jpg", flush=True)
         distributed.wait()  # torchrun stops all others as soon as one returns that an image failed
     return 1 if failed else 0
+
+
+def process_name() -> str:
+    return f"process {distributed.rank()}: " if distributed.count() > 1 else ""
+
+
+def main() -> int:
+    parser = make_parser()
+    arguments = parser.parse_args()
+    setup_cpu(arguments.threads)
+    inputs, output = expand_patterns(arguments.input), Path(arguments.output)
+    videos = [item for item in inputs if is_video(item)]
+    if videos and len(videos) < len(inputs):
+        raise ValueError("--input: images and videos go in calls of their own")
+    if videos:
+        refuse(parser, arguments, IMAGE_OPTIONS, "is for images; --input is a video")
+        if arguments.smooth:
+            refuse(parser, arguments, ["mirror"], "and --smooth do not go together")
+    else:
+        refuse(parser, arguments, VIDEO_OPTIONS, "is for videos; --input has images")
+    images, root = ([], output) if videos else find_inputs(inputs, output)
+    path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
+    check_sha256(path, arguments.sha256)
+    few = not videos and len(images) < SETUP_PAYS_FROM
+    predictor = Predictor(
+        path, arguments.backend, arguments.device, arguments.precision, arguments.domain, arguments.mirror, few
+    )
+    backend = predictor.backend
+    about = f"{path} ({', '.join(predictor.tasks)}) in {backend.name} on {backend.computes_on}"
+    if videos:
+        print(printable(about), flush=True)
+        predict_videos(predictor, videos, arguments)
+        return 0
+    jobs = make_jobs(images, root, output, arguments.batch_size)
+    print(f"{process_name()}{printable(about)}, {len(jobs)} image{'s' if len(jobs) != 1 else ''}", flush=True)
+    return predict_images(predictor, jobs, arguments, few)
 
 
 if __name__ == "__main__":

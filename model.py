@@ -62,10 +62,10 @@ class Network(nn.Module):
         """Images -> the maps (B, width, h, w) that the heads read, the finest first."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        images = ((images - self.mean) / self.std).to(next(self.encoder.parameters()).dtype)
+        images = (images - self.mean) / self.std
         if min(images.shape[-2:]) < LEAST_SIDE:
-            images = resize_raw(images, tuple(max(side, LEAST_SIDE) for side in images.shape[-2:]))
-        return self.maps(images)
+            images = resize_raw(images, tuple(max(side, LEAST_SIDE) for side in images.shape[-2:]))  # in fp32
+        return self.maps(images.to(next(self.encoder.parameters()).dtype))
 
     def maps(self, normalized: Tensor) -> list[Tensor]:
         """Images of which mean and deviation are those of the encoder -> the maps that the heads read."""

@@ -112,6 +112,8 @@ def reconstruct(
     print(f"{output}: {len(surface.points):,} points, {len(surface.triangles):,} triangles of {len(shots)} pictures, "
           f"{rate:.1f} pictures a second")  # fmt: skip
     for name, area in areas.items():
+        if area < 0.005:
+            continue  # nothing of two digits
         print(f"{name:24} {area:6.2f} m2 seen from above")
     return {"pictures": len(shots), "voxel_m": voxel_m, "classes": list(classes), "areas_m2": areas, "rate": rate}
 

@@ -62,6 +62,11 @@ def run(main: Callable[[], int | None]) -> None:
             child.kill()
 
 
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, such as escape sequences in the name of a file, as backslash codes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 def _fail(message: str) -> None:
     if os.environ.get("TRACEBACK"):
         raise
@@ -69,7 +74,7 @@ def _fail(message: str) -> None:
         # An error of a loader process comes with its traceback, whose last line is the error.
         message = message.strip().splitlines()[-1].partition(": ")[2]
     who = "" if distributed.is_main() else f"process {distributed.rank()}: "
-    print(f"error: {who}{' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {who}{printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)
 
 

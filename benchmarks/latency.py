@@ -18,7 +18,7 @@ from config import near
 from deploy.backends import BACKENDS, Backend
 from deploy.file_formats import write_openvino
 from deploy.predictor import Predictor
-from deploy.signature import sign
+from deploy.signature import make_signature
 from images import read_image
 from model import Network, count_cost
 from utils import autocast, pick_precision, setup_cpu
@@ -88,7 +88,7 @@ class Plain(Backend):
     name = "plain"
 
     def __init__(self, network: Network, device: torch.device, precision: torch.dtype) -> None:
-        super().__init__(sign(network, network.tasks), device)
+        super().__init__(make_signature(network, network.tasks), device)
         self.network, self.precision = network, precision
 
     @property
@@ -114,7 +114,7 @@ def predictors(options: Options, encoder: str, folder: Path) -> dict[str, Callab
     opened["openvino fp32"] = lambda: options.predictor(network, "openvino", "fp32")
 
     def quantized() -> Predictor:
-        path, signature = folder / "int8.xml", sign(network, network.tasks, int8=True)
+        path, signature = folder / "int8.xml", make_signature(network, network.tasks, int8=True)
         pixels = torch.from_numpy(options.picture()).permute(2, 0, 1)  # one will do: the ranges do not change the time
         write_openvino(network, signature, path, [pixels])
         return options.predictor(path)

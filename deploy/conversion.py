@@ -1,10 +1,13 @@
-"""The network as a graph for other programs: what goes in, what comes out, and what a file says about itself."""
+"""Conversion of a network to the graphs of other programs: ONNX and OpenVINO."""
 
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,18 +23,45 @@ class Graph(nn.Module):
     def __init__(self, network: Network, signature: Signature) -> None:
         super().__init__()
         self.network, self.signature = network, signature
+        self.resize = Resize(signature) if signature.network_size != signature.size else None
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        size = image.shape[1:3] if self.signature.bytes_in else image.shape[2:4]
         if self.signature.bytes_in:
-            image = image.permute(0, 3, 1, 2).float() / 255
-            image = (image - self.network.mean) / self.network.std
-        size = image.shape[-2:]
+            image = image.permute(0, 3, 1, 2).float()
+        if self.resize is not None:
+            image = self.resize(image)
+        if self.signature.bytes_in:
+            image = (image / 255 - self.network.mean) / self.network.std
         raws = self.network.heads_of(self.network.maps(image))
-        outputs = [task.select(raws[name]) for name, task in self.signature.tasks.items()]
+        outputs = [task.select(raws[name]) for name, task in self.signature.heads.items()]
         if self.signature.units_out:
             tasks = self.signature.tasks.values()
             outputs = [task.decode(raw, size) for task, raw in zip(tasks, outputs, strict=True)]
         return tuple(outputs)
+
+
+class Resize(nn.Module):
+    """`geometry.resize_image` inside a graph of a fixed size, from the size of the picture to that of the training.
+
+    A resize is linear in rows and in columns: its two matrices are what it makes of unit matrices.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        super().__init__()
+        self.rounds = signature.bytes_in  # floats are normalized: neither whole numbers nor between 0 and 255
+        for name, inputs, outputs in zip(("rows", "columns"), signature.size, signature.network_size, strict=True):
+            # Of the interpolation that `resize_image` chooses by the whole picture's size, not by one side's.
+            shrinks = math.prod(signature.network_size) < math.prod(signature.size)
+            method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+            unit = np.eye(inputs, dtype=np.float32)
+            matrix = unit if inputs == outputs else cv2.resize(unit, (inputs, outputs), interpolation=method)
+            self.register_buffer(name, torch.from_numpy(matrix))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, height, width)"""
+        resized = self.rows @ image @ self.columns.T
+        return resized.round().clamp(0, 255) if self.rounds else resized
 
 
 # ---------------------------------------------------------------------------------------------- conversion
@@ -49,8 +79,9 @@ def to_onnx(network: Network, signature: Signature) -> object:
             dynamic_shapes=dynamic_shapes(signature), verbose=False,
         )  # fmt: skip
     model = program.model_proto
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, signature.to_json()
+    for key, value in {METADATA_KEY: signature.to_json(), **signature.in_words()}.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
     return model
 
 
@@ -68,5 +99,6 @@ def to_openvino(network: Network, signature: Signature) -> object:
     model.inputs[0].set_names({INPUT})
     for output, name in zip(model.outputs, signature.tasks, strict=True):
         output.set_names({name})
-    model.set_rt_info(signature.to_json(), METADATA_KEY)
+    for key, value in {METADATA_KEY: signature.to_json(), **signature.in_words()}.items():
+        model.set_rt_info(value, key)
     return model

@@ -1,18 +1,21 @@
-"""Writes a network as a file of each format: ONNX, OpenVINO IR, torch.export, AOTInductor, safetensors.
+"""File formats: a network as ONNX, OpenVINO IR, torch.export program, AOTInductor package, or safetensors.
 
-Each `write_...(network, signature, path, calibration)` writes the file whole and opens it again as a back end;
-`calibration` are images (3, H, W) uint8 for int8, or nothing.
+Each `write_...(network, signature, path, calibration)` writes the file and opens it again as a back end; `calibration`
+are images (3, H, W) uint8 for int8, or nothing. `replacing` makes the writing atomic.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,10 +24,52 @@ from config import plain
 from deploy.backends import Backend, open_backend
 from deploy.conversion import Graph, to_onnx, to_openvino
 from deploy.folding import simplified
-from deploy.signature import Signature, dynamic_shapes, example_image, network_input
+from deploy.signature import (
+    INPUT,
+    METADATA_KEY,
+    MIN_DYNAMIC_SIDE,
+    Signature,
+    dynamic_shapes,
+    example_image,
+    network_input,
+)
 from model import Network, load_network
 from tasks import tasks_to_plain
-from utils import require, whole_file
+from utils import require
+
+
+@contextlib.contextmanager
+def replacing(output: Path) -> Iterator[Path]:
+    """Atomic write of a file, or of an OpenVINO pair: a temporary path with `output`'s name, whose files take the place
+    of `output`'s at the end. After an error what was there stays.
+
+    Raises OSError or ValueError that name `output`.
+    """
+    folder = ""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".") as folder:
+            yield Path(folder) / output.name
+            # The named file last: with it the pair is there.
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == output.name):
+                with file.open("rb") as content:
+                    os.fsync(content.fileno())
+                file.replace(output.with_name(file.name))
+    except OSError as problem:
+        reason = problem.strerror or str(problem).removeprefix(f"{Path(folder) / output.name}: ")
+        raise OSError(f"{output}: could not be written, what was there stays ({reason})") from None
+    except ValueError as problem:
+        raise ValueError(str(problem).replace(str(Path(folder) / output.name), str(output))) from None
+
+
+@contextlib.contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turns what the libraries raise for a full disk, each its own error class, into OSError."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as problem:
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise OSError(f"{' '.join(str(problem).split())}; {free:.0f} MiB are free on its disk") from None
 
 
 def quantize(model: object, signature: Signature, calibration: Sequence[Tensor]) -> object:
@@ -32,11 +77,16 @@ def quantize(model: object, signature: Signature, calibration: Sequence[Tensor])
     require("nncf")
     import nncf
 
-    key = model.inputs[0].get_any_name() if hasattr(model, "inputs") else None
-    data = nncf.Dataset(calibration, lambda image: {key or "image": network_input(image[None], signature)})
+    batch = max(1, signature.batch)
+    data = nncf.Dataset(
+        calibration, lambda image: {INPUT: network_input(image[None].expand(batch, -1, -1, -1), signature)}
+    )
+    # A graph of a fixed size resizes its input by two matrices, which need their precision.
+    resizing = signature.network_size != signature.size
     return nncf.quantize(
         model, data, subset_size=len(calibration), preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice.CPU,
+        ignored_scope=nncf.IgnoredScope(types=["MatMul"], validate=False) if resizing else None,
     )  # fmt: skip
 
 
@@ -44,8 +94,7 @@ def write_onnx(network: Network, signature: Signature, path: Path, calibration: 
     model = to_onnx(network, signature)
     if calibration:
         model = quantize(model, signature, calibration)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
+    path.write_bytes(model.SerializeToString())
     return open_backend(path)
 
 
@@ -55,12 +104,8 @@ def write_openvino(network: Network, signature: Signature, path: Path, calibrati
 
     if calibration:
         model = quantize(model, signature, calibration)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-        written = Path(folder) / path.name
-        openvino.save_model(model, written, compress_to_fp16=False)
-        for suffix in (".bin", ".xml"):  # the .xml last: with it the pair is there
-            written.with_suffix(suffix).replace(path.with_suffix(suffix))
+    with saving(path):
+        openvino.save_model(model, path, compress_to_fp16=False)
     # Against the checkpoint in fp32: what bf16 changes is not the file's doing.
     return open_backend(path, precision="fp32")
 
@@ -69,9 +114,10 @@ class Program(Backend):
     """A torch.export program that was just written."""
 
     name = "torch"
+    min_side = MIN_DYNAMIC_SIDE
 
-    def __init__(self, program: Callable[[Tensor], Sequence[Tensor]], signature: Signature) -> None:
-        super().__init__(signature, torch.device("cpu"))
+    def __init__(self, program: Callable[[Tensor], Sequence[Tensor]], signature: Signature, where: str) -> None:
+        super().__init__(signature, torch.device("cpu"), where)
         self.program = program
 
     def run(self, images: Tensor) -> list[Tensor]:
@@ -85,20 +131,24 @@ def exported(network: Network, signature: Signature) -> torch.export.ExportedPro
 
 
 def write_torch(network: Network, signature: Signature, path: Path, calibration: Sequence[Tensor]) -> Backend:
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        torch.export.save(exported(network, signature), file, extra_files={"signature.json": signature.to_json()})
-    return Program(torch.export.load(path).module(), signature)
+    extra = {"signature.json": signature.to_json(), **signature.in_words()}
+    with saving(path), path.open("wb") as file:
+        torch.export.save(exported(network, signature), file, extra_files=extra)
+    return Program(torch.export.load(path).module(), signature, str(path))
 
 
 def write_aotinductor(network: Network, signature: Signature, path: Path, calibration: Sequence[Tensor]) -> Backend:
     if not shutil.which("g++") and not shutil.which("clang++"):
         raise ValueError("--format aotinductor compiles C++: it needs g++ or clang++")
     program = exported(network, signature)
+    metadata = {METADATA_KEY: signature.to_json(), **signature.in_words()}
     with tempfile.TemporaryDirectory() as folder:
-        package = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "graph.pt2"))
-        with whole_file(path) as temporary:
-            shutil.copyfile(package, temporary)
-    return Program(torch._inductor.aoti_load_package(str(path)), signature)
+        package = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(Path(folder) / "graph.pt2"),
+            inductor_configs={"aot_inductor.metadata": metadata},
+        )  # fmt: skip
+        shutil.copyfile(package, path)
+    return Program(torch._inductor.aoti_load_package(str(path)), signature, str(path))
 
 
 def write_safetensors(network: Network, signature: Signature, path: Path, calibration: Sequence[Tensor]) -> Backend:
@@ -107,8 +157,8 @@ def write_safetensors(network: Network, signature: Signature, path: Path, calibr
         "domains": {name: tasks_to_plain(tasks) for name, tasks in network.domains.items()},
     }  # fmt: skip
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
-    with whole_file(path) as temporary:
-        save_file(weights, temporary, {CHECKPOINT_FORMAT: json.dumps(content)})
+    with saving(path):
+        save_file(weights, path, {CHECKPOINT_FORMAT: json.dumps(content)})
     return open_backend(load_network(path), "eager")
 
 

@@ -1,33 +1,71 @@
-"""A folder of pictures: read, predict and write at the same time."""
+"""Folders of pictures: which pictures, where their outputs go, and the pipeline that reads, predicts and writes."""
 
 from __future__ import annotations
 
 import errno
+import glob
 import itertools
+import json
 import os
 import sys
-import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import distributed
+from deploy.pipeline import Pipeline, throughput_mode
 from deploy.predictor import Predictor, save_predictions
-from images import count_pixels, read_image
+from images import count_pixels, find_images, read_image
+from tasks import Task
+from utils import printable, whole_file
 
 PIXELS_AT_ONCE = 2**25  # in memory between reading and writing: 100 images of 640x480, 2 of a large camera
+WRITTEN_BY = "inference.py of joint segmentation and depth"  # in the description: its files may be replaced
+
+
+# ---------------------------------------------------------------------------------------------- inputs
+
+
+def expand_patterns(inputs: Sequence[str]) -> list[str]:
+    """The inputs, with those that are patterns (*.jpg, **/*.png) replaced by the files and folders that match.
+
+    Raises FileNotFoundError for a pattern without a match.
+    """
+    found: list[str] = []
+    for item in inputs:
+        if glob.has_magic(item) and not os.path.exists(item):
+            matches = sorted(glob.glob(item, recursive=True))
+            if not matches:
+                raise FileNotFoundError(f"--input {item}: nothing matches this pattern")
+            found += matches
+        else:
+            found.append(item)
+    return found
+
+
+def find_inputs(inputs: Sequence[str], output: Path) -> tuple[list[Path], Path]:
+    """Images and folders of images -> (their image files, each once; the folder that outputs are named relative to).
+
+    Raises FileNotFoundError or ValueError.
+    """
+    if len(inputs) == 1:
+        source = Path(inputs[0])
+        return find_images(source, output), source if source.is_dir() else source.parent
+    files: dict[str, Path] = {}
+    for item in inputs:
+        for file in find_images(Path(item), output):
+            files.setdefault(os.path.abspath(file), file)
+    return list(files.values()), Path(os.path.commonpath([os.path.dirname(name) for name in files]))
 
 
 def output_stems(images: Sequence[Path], source: Path, output: Path) -> list[Path]:
     """Where each image's outputs go: the same sub-folders; the full name where stems would collide."""
-    root = source if source.is_dir() else source.parent
-    names = [image.relative_to(root) for image in images]
+    root = Path(os.path.abspath(source if source.is_dir() else source.parent))
+    names = [Path(os.path.abspath(image)).relative_to(root) for image in images]
     # Without its ending, ..png would be the folder.
     stems = [name if name.stem in (".", "..") else name.with_suffix("") for name in names]
     count, full_names = Counter(stems), set(names)
@@ -35,11 +73,14 @@ def output_stems(images: Sequence[Path], source: Path, output: Path) -> list[Pat
     return [output / (stem if ok else name) for stem, name, ok in zip(stems, names, alone, strict=True)]
 
 
+# ---------------------------------------------------------------------------------------------- jobs
+
+
 @dataclass(frozen=True)
 class Job:
     image: Path
     stem: Path  # of its outputs
-    run: int = 0  # images of one run may share a batch: so the batches are the same with any number of processes
+    batch: int = 0  # images of one number may share a batch: so the batches are the same with any number of processes
 
     @property
     def done(self) -> bool:
@@ -51,25 +92,47 @@ def make_jobs(images: Sequence[Path], source: Path, output: Path, batch_size: in
     """Those of this process."""
     stems = output_stems(images, source, output)
     jobs = [Job(*pair, number // batch_size) for number, pair in enumerate(zip(images, stems, strict=True))]
-    return [job for job in jobs if job.run % distributed.count() == distributed.rank()]
+    return [job for job in jobs if job.batch % distributed.count() == distributed.rank()]
 
 
-class Room:
-    """For so many pixels at a time; who finds it empty always gets in."""
+def refuse_files_of_others(stems: Sequence[Path], tasks: Mapping[str, Task], video: bool = False) -> None:
+    """Raises ValueError when an output would replace a file that no earlier call has written.
 
-    def __init__(self, pixels: int) -> None:
-        self.pixels = self.free = pixels
-        self.changed = threading.Condition()
+    The description STEM.json says which files are of an earlier call.
+    """
+    endings = ["_overview.mp4"] if video else ["_overview.jpg"]
+    if not video:
+        endings += [f"_{name}{ending}" for name in tasks for ending in (".png", "_color.jpg")]
+    for stem in stems:
+        description = stem.with_name(f"{stem.name}.json")
+        if written_by_us(description):
+            continue
+        for path in (description, *(stem.with_name(stem.name + ending) for ending in endings)):
+            if os.path.lexists(path):
+                raise ValueError(f"{path}: exists, and is not a result of inference.py; choose another --output")
 
-    def take(self, pixels: int) -> None:
-        with self.changed:
-            self.changed.wait_for(lambda: pixels <= self.free or self.free == self.pixels)
-            self.free -= pixels
 
-    def give(self, pixels: int) -> None:
-        with self.changed:
-            self.free += pixels
-            self.changed.notify()
+def written_by_us(description: Path) -> bool:
+    try:
+        with description.open(encoding="utf-8") as file:
+            return WRITTEN_BY in file.read(1000)
+    except (OSError, ValueError):
+        return False
+
+
+def write_description(stem: Path, image: str, height: int, width: int, tasks: Mapping[str, Task], video: bool) -> None:
+    """Writes STEM.json: what is in the outputs of a picture or video, with class names and units."""
+    described = {
+        name: ({} if video else {"file": f"{stem.name}_{name}.png"}) | task.section() for name, task in tasks.items()
+    }
+    content = {"written_by": WRITTEN_BY, "image": image, "width": width, "height": height, "tasks": described}
+    with whole_file(stem.with_name(f"{stem.name}.json")) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------- the pipeline
+
+Read = tuple[Job, np.ndarray]
 
 
 def predict_files(predictor: Predictor, jobs: Sequence[Job], few: bool = False) -> int:
@@ -78,56 +141,44 @@ def predict_files(predictor: Predictor, jobs: Sequence[Job], few: bool = False) 
     For `few` images the back end is not set up for many. Returns how many could not be read or have names that are too
     long for their outputs; each got one line.
     """
-    calls, threads = 1 if few else predictor.backend.concurrent(), torch.get_num_threads()
-    if calls > 1:
-        torch.set_num_threads(1)  # each call has one core, also for what comes after the network
-    room, failed, problems = Room(PIXELS_AT_ONCE), [], []
+    failed: list[Job] = []
     shown = len(jobs) > 1 and sys.stderr.isatty() and distributed.is_main()
-    bar = tqdm(total=len(jobs), unit="image", disable=not shown)
 
-    def refuse(job: Job, problem: Exception, pixels: int) -> None:
-        tqdm.write(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
+    def refuse(job: Job, problem: Exception) -> None:
+        tqdm.write(f"error: {printable(' '.join(str(problem).split()))}", file=sys.stderr)
         failed.append(job)
-        room.give(pixels)
         bar.update()
 
-    def write(job: Job, image: np.ndarray, result: Mapping[str, np.ndarray], pixels: int) -> None:
-        try:
-            save_predictions(job.stem, image, predictor.tasks, result)
-        except OSError as problem:
-            if problem.errno == errno.ENAMETOOLONG:
-                refuse(job, ValueError(f"{job.image}: its name is too long for those of its outputs"), pixels)
-                return
-            problems.append(problem)
-        except Exception as problem:
-            problems.append(problem)
-        room.give(pixels)
-        bar.update()
+    def read(batch: Sequence[Job]) -> Iterator[Read]:
+        for job in batch:
+            try:
+                yield job, read_image(job.image)
+            except (ValueError, FileNotFoundError) as problem:
+                refuse(job, problem)
 
-    def predict(group: Sequence[tuple[Job, np.ndarray, int]]) -> None:
-        try:
-            results = predictor.batch([image for _, image, _ in group])
-            for (job, image, pixels), result in zip(group, results, strict=True):
-                writing.submit(write, job, image, result, pixels)
-        except Exception as problem:
-            problems.append(problem)
-            room.give(sum(pixels for _, _, pixels in group))
+    def predict(group: Sequence[Read]) -> list[dict[str, np.ndarray]]:
+        return predictor.batch([image for _, image in group])
 
-    with bar, ThreadPoolExecutor(2) as writing, ThreadPoolExecutor(calls) as predicting:
-        for _, run in itertools.groupby(jobs, lambda job: job.run):
-            sizes = [(job, count_pixels(job.image)) for job in run]
-            room.take(sum(pixels for _, pixels in sizes))  # of the whole run, so that its batches come together
-            found: list[tuple[Job, np.ndarray, int]] = []
-            for job, pixels in sizes:
-                try:
-                    found.append((job, read_image(job.image), pixels))
-                except (ValueError, FileNotFoundError) as problem:
-                    refuse(job, problem, pixels)
-            for _, group in itertools.groupby(found, lambda item: item[1].shape):
-                predicting.submit(predict, list(group))
-            if problems:  # of the back end or the disk: the other images would have them too
-                break
-    torch.set_num_threads(threads)
-    if problems:
-        raise problems[0]
+    def write(group: Sequence[Read], results: Sequence[Mapping[str, np.ndarray]]) -> None:
+        for (job, image), result in zip(group, results, strict=True):
+            try:
+                write_description(job.stem, job.image.name, *image.shape[:2], predictor.tasks, video=False)
+                save_predictions(job.stem, image, predictor.tasks, result)
+                bar.update()
+            except OSError as problem:
+                if problem.errno != errno.ENAMETOOLONG:
+                    raise
+                refuse(job, ValueError(f"{job.image}: its name is too long for those of its outputs"))
+
+    with (
+        tqdm(total=len(jobs), unit="image", disable=not shown) as bar,
+        throughput_mode(predictor.backend, not few) as calls,
+        Pipeline(predict, write, PIXELS_AT_ONCE, calls, writers=2) as pipeline,
+    ):
+        for _, batch in itertools.groupby(jobs, lambda job: job.batch):
+            batch = list(batch)
+            pipeline.reserve(sum(count_pixels(job.image) for job in batch))
+            for _, same in itertools.groupby(read(batch), lambda item: item[1].shape):
+                group = list(same)
+                pipeline.put(group, sum(image.shape[0] * image.shape[1] for _, image in group))
     return len(failed)

@@ -1,4 +1,4 @@
-"""The one way from pictures to predictions: a network in the fastest back end, with what comes before and after it.
+"""Predictor: pictures to predictions, with a network in the fastest back end and all steps before and after it.
 
 predictor = Predictor("runs/x/best.pt")     # or a file of export.py
 result = predictor(image)                   # {"segmentation": (H, W) ids, "depth": (H, W) metres}
@@ -20,7 +20,6 @@ from geometry import resize_image
 from images import write_jpeg
 from model import Network, predict_batch, tasks_of
 from tasks import Task
-from utils import pick_device
 
 PIXELS_TO_SEE = 2**23
 
@@ -33,8 +32,9 @@ class Predictor:
     "segmentation": (H, W) uint8 class ids; "depth": (H, W) float32 metres; "normals": (3, H, W) float32.
 
     source: a checkpoint, a file of export.py, a network, or an open back end. backend: auto, or a name in
-    backends.BACKENDS. domain: a data set of the training whose classes and range are wanted, "" for all. mirror:
-    average with the mirrored picture.
+    backends.BACKENDS. device: auto, cpu, cuda, cuda:N. domain: a data set of the training whose classes and range are
+    wanted, "" for all. mirror: average with the mirrored picture. few: for a few pictures, for which a back end that
+    takes seconds to set up does not pay.
     Raises ValueError or FileNotFoundError in one line.
     """
 
@@ -46,11 +46,14 @@ class Predictor:
         precision: str = "auto",
         domain: str = "",
         mirror: bool = False,
+        few: bool = False,
     ) -> None:
         source = Path(source) if isinstance(source, str) else source
-        self.backend = open_backend(source, backend, pick_device(device), precision)
+        self.backend = open_backend(source, backend, device, precision, few)
         self.tasks = tasks_of(self.backend, domain, source)
         self.mirror = mirror
+        if mirror:
+            self.backend.require_raw("--mirror")
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
         return self.batch([image])[0]
@@ -80,10 +83,19 @@ class Predictor:
     @torch.inference_mode()
     def with_probabilities(self, image: np.ndarray, task: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """The predictions of an image, and a task's scores (C, h, w) as small as the network gives them: probabilities,
-        for one with classes; None where the network has no such task."""
+        for one with classes; None where the network has no such task. A file with its post-processing inside gives
+        classes alone: the probability of each pixel's class is 1."""
         pixels = self.pixels([image])
-        raw = self.backend(pixels)
         sizes = dict.fromkeys(self.tasks, image.shape[:2])
+        if self.backend.signature.units_out:
+            outputs = self.backend.outputs(pixels)
+            found = self.backend.finish(
+                outputs, pixels.shape[-2:], dict.fromkeys(self.tasks, image.shape[:2]), self.tasks
+            )
+            ids = outputs.get(task)
+            scores = None if ids is None else torch.nn.functional.one_hot(ids[0].long(), self.tasks[task].channels)
+            return self._arrays(found)[0], None if scores is None else scores.permute(2, 0, 1).float().numpy()
+        raw = self.backend(pixels)
         found = self.backend.finish(raw, pixels.shape[-2:], sizes, self.tasks)
         if task not in self.tasks:
             return self._arrays(found)[0], None

@@ -1,15 +1,14 @@
-"""Videos, streams and cameras: frames in, a video of the predictions out; reading, predicting and writing overlap."""
+"""Videos, streams and cameras: frames in, a video of the predictions out."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
@@ -17,15 +16,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from deploy.predictor import Predictor
+from deploy.image_folder import refuse_files_of_others, write_description
+from deploy.pipeline import Pipeline, throughput_mode
+from deploy.predictor import PIXELS_TO_SEE, Predictor
 from drawing import Panel, side_by_side
 from tasks import Task
-from utils import require, whole_file
+from utils import printable, require, whole_file
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"}
 STREAMS = ("rtsp://", "rtmp://", "http://", "https://", "udp://", "srt://")
@@ -33,6 +33,10 @@ TICKS = 90_000  # a second: the clock of most containers
 STREAM_WAIT = 10.0  # seconds without a sign of life
 VIEWS = ("side", "overlay")
 LEGEND_LINES = 3
+MAX_FRAME_PIXELS = 2**25  # 33.6 million: 8K fits
+MAX_GAP = 3600.0  # seconds between frames; a longer one is a damaged time, and MP4 holds no more than 6 hours
+SHEET_SIDES = (16, 16_384)  # pixels: the least and the most that the encoder takes
+MAX_CAMERA = 99
 
 
 def is_video(source: str) -> bool:
@@ -40,7 +44,7 @@ def is_video(source: str) -> bool:
 
 
 def video_name(source: str) -> str:
-    """For files about it: its own, or of a live source its kind and the time."""
+    """Stem for output files: the file's own, or for a live source e.g. `camera-20261121-101500`."""
     live = source.startswith(("camera:", *STREAMS))
     return f"{re.split('[:/]', source)[0]}-{datetime.now():%Y%m%d-%H%M%S}" if live else Path(source).stem
 
@@ -75,10 +79,18 @@ class File:
         if not self.container.streams.video:
             raise ValueError(f"{source}: it has no pictures")
         self.stream = self.container.streams.video[0]
+        self._check_size(self.stream.codec_context)
         self.stream.thread_type = "AUTO"
         self.rate = self.stream.average_rate or Fraction(25)
         length = self.container.duration / av.time_base if self.container.duration else 0.0
         self.count = 0 if self.live else self.stream.frames or round(length * self.rate)
+
+    def _check_size(self, frame: object) -> None:
+        """Raises ValueError for what would fill the memory; frame: something with a width and a height."""
+        if frame.width * frame.height > MAX_FRAME_PIXELS:
+            raise ValueError(
+                f"{self.source}: frames of {frame.width}x{frame.height}; at most {MAX_FRAME_PIXELS} pixels, as in 8K"
+            )
 
     def __iter__(self) -> Iterator[Frame]:
         size, first, seconds = None, None, 0.0
@@ -89,10 +101,13 @@ class File:
                 self.broken += 1
                 continue
             for frame in decoded:
+                self._check_size(frame)
                 if frame.time is None:
                     seconds += float(1 / self.rate)
                 else:
                     first = frame.time if first is None else first
+                    if frame.time - first > seconds + MAX_GAP:  # later times go on from here
+                        first = frame.time - seconds - float(1 / self.rate)
                     seconds = max(frame.time - first, seconds)
                 size = size or (frame.width, frame.height)
                 image = frame.reformat(*size, format="rgb24").to_ndarray()
@@ -121,8 +136,8 @@ class Camera:
 
     def __init__(self, number: str) -> None:
         self.source = f"camera:{number}"
-        if not number.isdecimal():
-            raise ValueError(f"--input {self.source}: expected a number, such as camera:0")
+        if not number.isdecimal() or len(number) > 9 or int(number) > MAX_CAMERA:
+            raise ValueError(f"--input {self.source}: expected a number of 0..{MAX_CAMERA}, such as camera:0")
         level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would say it in its own words
         self.capture = cv2.VideoCapture(int(number))
         cv2.utils.logging.setLogLevel(level)
@@ -175,7 +190,7 @@ class Newest:
             self.changed.notify()
 
     def stop(self) -> bool:
-        """No more frames, also for who waits for one. Returns whether the source is not being read any more."""
+        """Stops reading and wakes waiting consumers. Returns True once the reader thread has ended."""
         with self.changed:
             self.ended = True
             self.changed.notify()
@@ -234,15 +249,17 @@ class Smoother:
 def video_writer(path: Path, rate: Fraction) -> Iterator[Callable[[float, np.ndarray], None]]:
     """Gives write(seconds, image (H, W, 3) uint8), for an H.264 video in which frames keep their times.
 
-    The file is written whole or not at all; without a frame it is none. All images have the size of the first.
+    Written atomically. All images have the size of the first. Raises ValueError if no frame was written.
     """
     import av
 
-    stream, last = None, -1
+    stream, last, smallest = None, -1, SHEET_SIDES[0]
     with whole_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
 
         def write(seconds: float, image: np.ndarray) -> None:
             nonlocal stream, last
+            missing = [max(0, smallest - side) for side in image.shape[:2]]
+            image = np.pad(image, [(0, missing[0]), (0, missing[1]), (0, 0)], constant_values=255)
             height, width = (side - side % 2 for side in image.shape[:2])  # H.264 halves the colours' resolution
             if stream is None:
                 stream = container.add_stream("libx264", rate, {"crf": "20", "preset": "veryfast"})
@@ -260,12 +277,21 @@ def video_writer(path: Path, rate: Fraction) -> Iterator[Callable[[float, np.nda
 
 
 def view_of(frame: Frame, tasks: Mapping[str, Task], predictions: Mapping[str, np.ndarray], view: str) -> np.ndarray:
-    """The frame and each task's picture in a row, or, as an overlay, each task's picture over the frame."""
-    panels: list[Panel] = [("image", frame.image, [])] if view == "side" else []
+    """The frame and each task's picture in a row, or, as an overlay, each task's picture over the frame.
+
+    Smaller where the row would be longer than a video can be, or a picture larger than one looks at.
+    """
+    height, width = frame.image.shape[:2]
+    count, most = len(tasks) + (view == "side"), SHEET_SIDES[1]
+    # Half of the height for text: that of a narrow picture may be higher than the picture.
+    steps = math.sqrt(height * width / PIXELS_TO_SEE), count * width / most, height / (most / 2)
+    step = math.ceil(max(steps))
+    image = np.ascontiguousarray(frame.image[::step, ::step])
+    panels: list[Panel] = [("image", image, [])] if view == "side" else []
     for name, task in tasks.items():
-        picture = task.draw(predictions[name], frame.image.shape[:2])
+        picture = task.draw(predictions[name], image.shape[:2])
         if view == "overlay":
-            picture = cv2.addWeighted(frame.image, 0.4, picture, 0.6, 0)
+            picture = cv2.addWeighted(image, 0.4, picture, 0.6, 0)
         panels.append((name, picture, task.legend(predictions[name])))
     return side_by_side(panels, lines=LEGEND_LINES)
 
@@ -273,61 +299,53 @@ def view_of(frame: Frame, tasks: Mapping[str, Task], predictions: Mapping[str, n
 def predict_video(
     predictor: Predictor, source: str, output: Path, view: str = "side", smoothing: float = 0.0, seconds: float = 0.0
 ) -> str:
-    """Writes the video of a source's predictions, of its first `seconds` (0: all). Returns what was done, in a line.
+    """Writes the video of a source's predictions, of its first `seconds` (0: all), and its description. Returns what
+    was done, in a line.
 
-    While the network works on a frame, or where that is faster on two side by side, the next is read and the last one
-    drawn and written. Ctrl-C ends the video where it is, whole. Raises FileNotFoundError or ValueError.
+    Reading, the network and writing go on at the same time. Ctrl-C ends the video where it is, whole. Raises
+    FileNotFoundError or ValueError.
     """
+    if smoothing:
+        predictor.backend.require_raw("--smooth")
+    stem = output.with_name(output.stem.removesuffix("_overview"))
+    refuse_files_of_others([stem], predictor.tasks, video=True)
     frames = open_source(source)
     newest = Newest(frames) if frames.live else None
     smoother = Smoother(smoothing, predictor.backend.tasks) if smoothing else None
-    calls, threads = 1 if newest or smoother else predictor.backend.concurrent(), torch.get_num_threads()
-    if calls > 1:
-        torch.set_num_threads(1)
-    count, began, idle = 0, time.monotonic(), newest is None
+    count, began, reader_ended = 0, time.monotonic(), newest is None
 
     def predict(frame: Frame) -> dict[str, np.ndarray]:
         return predictor.batch([frame.image], smoother)[0]
 
-    def draw_and_write(frame: Frame, predicted: Future[dict[str, np.ndarray]]) -> None:
-        write(frame.seconds, view_of(frame, predictor.tasks, predicted.result(), view))
+    def write(frame: Frame, predictions: Mapping[str, np.ndarray]) -> None:
+        write_frame(frame.seconds, view_of(frame, predictor.tasks, predictions, view))
 
     try:
         with (
-            video_writer(output, frames.rate) as write,
-            ThreadPoolExecutor(1) as reading,
-            ThreadPoolExecutor(calls) as predicting,
-            ThreadPoolExecutor(1) as writing,
+            throughput_mode(predictor.backend, not (newest or smoother)) as calls,
+            video_writer(output, frames.rate) as write_frame,
+            Pipeline(predict, write, calls + 1, calls) as pipeline,
             tqdm(total=frames.count or None, unit="frame", disable=not sys.stderr.isatty()) as bar,
         ):
             incoming = iter(newest or frames)
-            predicted: deque[Future[dict[str, np.ndarray]]] = deque()
-            written: deque[Future[None]] = deque()
-            coming = reading.submit(next, incoming, None)
             try:
-                while (frame := coming.result()) is not None and not 0 < seconds <= frame.seconds:
-                    coming = reading.submit(next, incoming, None)
-                    predicted.append(predicting.submit(predict, frame))
-                    written.append(writing.submit(draw_and_write, frame, predicted[-1]))
-                    if len(predicted) >= calls:
-                        predicted.popleft().result()
-                    if len(written) > calls + 1:
-                        written.popleft().result()
+                while (frame := next(incoming, None)) is not None and not 0 < seconds <= frame.seconds:
+                    if not count:
+                        write_description(stem, source, *frame.image.shape[:2], predictor.tasks, video=True)
+                    pipeline.put(frame, 1)
+                    pipeline.reserve(1)  # before the next one is taken: of a live source it is the newest then
                     count += 1
                     bar.update()
             except KeyboardInterrupt:
                 pass
             finally:
-                idle = newest.stop() if newest else True
-            for item in written:
-                item.result()
+                reader_ended = newest.stop() if newest else True
     except ValueError as problem:
-        raise ValueError(f"{source}: {problem}") from None
+        raise ValueError(problem if str(problem).startswith(source) else f"{source}: {problem}") from None
     finally:
-        if idle:  # closed while another thread reads it, FFmpeg crashes
+        if reader_ended:  # closed while another thread reads it, FFmpeg crashes
             frames.close()
-        torch.set_num_threads(threads)
     rate = count / (time.monotonic() - began)
     left_out = f", {newest.dropped} left out to stay with the newest" if newest else ""
     broken = f", {frames.broken} broken packets left out" if frames.broken else ""
-    return f"{output}: {count} frames, {rate:.1f} a second{left_out}{broken}"
+    return printable(f"{output}: {count} frames, {rate:.1f} a second{left_out}{broken}")

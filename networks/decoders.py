@@ -28,7 +28,7 @@ class ChannelScale(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight.view(1, -1, 1, 1)
+        return x * self.weight.view(1, -1, 1, 1).to(x.dtype)  # autocast leaves multiplications in fp32
 
 
 class ChainedPooling(nn.Module):

@@ -241,12 +241,13 @@ class Task(ABC):
     def difference(self, found: Tensor, wanted: Tensor, tolerance: float) -> tuple[float, int, int]:
         """How two predictions differ: (largest difference of numbers, values that changed, values in all).
 
-        A class changed when it is another, a number when it is off by more than `tolerance` times itself.
+        A class changed when it is another, a number when it is off by more than `tolerance` times itself. NaN and
+        infinity always changed, and the largest difference is infinite then.
         """
         if not wanted.is_floating_point():
             return 0.0, int((found != wanted).sum()), wanted.numel()
-        off = (found - wanted).abs()
-        changed = off > tolerance * wanted.abs().clamp(min=1e-3)
+        off = torch.where(found.isfinite(), (found - wanted).abs(), torch.inf)
+        changed = ~(off <= tolerance * wanted.abs().clamp(min=1e-3))
         return float(off.max()) if off.numel() else 0.0, int(changed.sum()), wanted.numel()
 
     @abstractmethod
