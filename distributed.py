@@ -97,9 +97,9 @@ def gather(item: Item) -> list[Item]:
     return [torch.load(io.BytesIO(content), map_location="cpu", weights_only=False) for content in everyones]
 
 
-def add_up(values: Sequence[int]) -> list[int]:
-    """The sum of each value over the processes."""
-    return reduced(torch.tensor(values, dtype=torch.long)).tolist() if count() > 1 else list(values)
+def add_up(values: Sequence[float]) -> list[float]:
+    """The sum of each value over the processes, in fp64."""
+    return reduced(torch.tensor(values, dtype=torch.float64)).tolist() if count() > 1 else list(values)
 
 
 def highest(values: Sequence[int]) -> list[int]:

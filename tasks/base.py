@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from config import Config, near
-from geometry import View, resize_raw
+from geometry import Pixels, View, resize_raw, sample_raw
+from loss import Loss
 from metrics import Metrics, Protocol
 
 
@@ -91,9 +92,23 @@ class Task(ABC):
         """The outputs of the shared head -> this data set's, (B, channels, h, w)."""
         return raw
 
+    # The loss, which is computed at some of the pixels only (`loss_stride`).
+
+    def thin(self, target: Tensor, pixels: Pixels) -> Tensor:
+        """The target (B, H, W) or (B, 3, H, W) at these pixels."""
+        return target[..., pixels.rows, pixels.columns]
+
+    def sample(self, raw: Tensor, pixels: Pixels) -> Tensor:
+        """raw (B, channels, h, w) -> (B, channels, rows, columns), what `loss` compares with `thin`'s target."""
+        return sample_raw(raw, pixels)
+
+    def weight(self, target: Tensor) -> float:
+        """The weight that `loss` gives for this target, known before there is an output: its labelled pixels."""
+        return float((target != self.fill).sum())
+
     @abstractmethod
-    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        """raw (B, channels, h, w), target of any size -> scalar; 0 when nothing is labelled."""
+    def loss(self, raw: Tensor, target: Tensor) -> Loss:
+        """raw (B, channels, h, w), target of any size -> (sum, weight) as in loss.py; 0 when nothing is labelled."""
 
     def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
         """raw -> (B, channels, *size) that may be averaged over views: probabilities, metres, vectors."""

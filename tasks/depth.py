@@ -92,10 +92,10 @@ class Depth(Task):
         # What a zoom of z shows is what the same camera would see of the scene at 1/z of the distance.
         return super().view(label, view) / np.float32(view.zoom)
 
-    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        # In tenths of the range: beside a room of 10 m, a road of 80 m would be all that counts.
-        error = loss.berhu(self.scores(raw, target.shape[-2:])[:, 0], target, target > 0)
-        return error * (10 / self.max_m)
+    def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
+        total, weight = loss.berhu(self.scores(raw, target.shape[-2:])[:, 0], target, target > 0)
+        # Scaled by 10 / max_m, so that data sets with different depth ranges contribute losses of similar size.
+        return total * (10 / self.max_m), weight
 
     def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
         return self.ACTIVATIONS[self.activation](super().scores(raw, size))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -15,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 import distributed
 from checkpoints import save_checkpoint
 from config import Config, plain
+from geometry import Pixels
 from model import Network, freeze_batch_norm
 from networks.encoders import load_matching
 from tasks import tasks_to_plain
@@ -100,6 +104,30 @@ def check_finite(pending: list[tuple[int, dict[str, Tensor]]]) -> None:
                 )
 
 
+class Group(NamedTuple):
+    """Labels whose losses are averaged together."""
+
+    task: str
+    domain: str  # the data set
+    taught: bool  # by a teacher
+
+
+class Labels(NamedTuple):
+    """A group's labels in one batch."""
+
+    frames: list[int]  # which frames of the batch
+    target: Tensor  # on the CPU
+    weight: float  # of the target, see Task.weight
+    importance: float  # 1, or config.teacher_weight
+
+
+class Total(NamedTuple):
+    """What a group has in a whole step, in all processes."""
+
+    frames: float
+    weight: float
+
+
 class Passes(nn.Module):
     """A network whose forward pass gives all that a step needs: what the heads share, and their raw outputs."""
 
@@ -152,24 +180,36 @@ class Training:
     def take_step(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """An optimizer step on batches of `dataset.train_loader`. Returns the mean losses by name: those of the tasks,
         and with several data sets or with labels of teachers also those of each, data set/task[/teacher]."""
-        frames = self.count_frames(batches)
-        sums = {name: torch.zeros((), device=self.device) for name in frames}
-        for number, batch in enumerate(batches):
+        pixels = self.loss_pixels(tuple(batches[0]["image"].shape[-2:]))
+        parts = [self.split(batch, pixels) for batch in batches]
+        totals = self.count_labels(parts)
+        sums = {group: torch.zeros((), device=self.device) for group in totals}
+        for number, (batch, labels) in enumerate(zip(batches, parts, strict=True)):
             last = number == len(batches) - 1
             # Gradients go through the network of processes once a step.
             alone = contextlib.nullcontext() if last or distributed.count() == 1 else self.passes.no_sync()
             with alone:
-                self.accumulate(batch, frames, sums)
+                self.accumulate(batch, labels, pixels, totals, sums)
         self.update()
         self.data_steps += 1
         if distributed.count() > 1:
-            totals = distributed.reduced(torch.stack(list(sums.values())))
-            sums = dict(zip(sums, totals, strict=True))
-        means = {name: value / frames[name] for name, value in sums.items()}
+            reduced = distributed.reduced(torch.stack(list(sums.values())))
+            sums = dict(zip(sums, reduced, strict=True))
+        return self.means(sums, totals)
+
+    def means(self, sums: Mapping[Group, Tensor], totals: Mapping[Group, Total]) -> dict[str, Tensor]:
+        """The step's losses by name, from the sums of its groups. A task's is the mean over its labeled frames."""
+        means: dict[str, Tensor] = {}
         for task in self.network.tasks:
-            if task in means:
-                entry = torch.stack([means[task], torch.ones_like(means[task])])
-                self.epoch_losses[task] = self.epoch_losses[task] + entry if task in self.epoch_losses else entry
+            groups = [group for group in sums if group.task == task]
+            if not groups:
+                continue
+            values = {group: sums[group] / (totals[group].weight or 1.0) for group in groups}
+            frames = sum(totals[group].frames for group in groups)
+            means |= {self.group_name(group): value for group, value in values.items()}
+            means[task] = sum(value * (totals[group].frames / frames) for group, value in values.items())
+            entry = torch.stack([means[task], torch.ones_like(means[task])])
+            self.epoch_losses[task] = self.epoch_losses[task] + entry if task in self.epoch_losses else entry
         return means
 
     def end_epoch(self) -> None:
@@ -177,58 +217,75 @@ class Training:
         self.weighting.end_epoch({task: float(total / count) for task, (total, count) in self.epoch_losses.items()})
         self.epoch_losses = {}
 
-    def groups(self, batch: Mapping[str, Tensor], task: str) -> dict[tuple[str, float], list[int]]:
-        """{(data set, weight): the frames with a label for the task}, from the CPU's copy: no GPU is waited for."""
-        weights = batch["weight"][:, list(self.network.tasks).index(task)].tolist()
-        names = list(self.network.domains)
-        found: dict[tuple[str, float], list[int]] = {}
-        for frame, (domain, weight) in enumerate(zip(batch["domain"].tolist(), weights, strict=True)):
-            if weight:
-                found.setdefault((names[domain], weight), []).append(frame)
-        return found
+    def loss_pixels(self, size: tuple[int, int]) -> Pixels:
+        """The pixels of this step's views at which the losses are computed: equal in all processes, and after a resume.
 
-    def group_name(self, task: str, domain: str, weight: float) -> str:
-        name = f"{domain}/{task}" if len(self.network.domains) > 1 else task
-        return name if weight == 1 else f"{name}/teacher"
+        A new offset for each step, so that every pixel is used in the long run.
+        """
+        stride = self.config.loss_stride
+        top, left = np.random.default_rng([self.config.seed, self.data_steps]).integers(stride, size=2).tolist()
+        return Pixels(size, stride, top, left)
 
-    def count_frames(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, int]:
-        """How many labelled frames of the step there are for each task and each group, in all processes."""
-        counts: dict[str, int] = {}
-        for task in self.network.tasks:  # each name, also of what only another process has
-            names = [self.group_name(task, domain, weight) for weight in (1, 0) for domain in self.network.domains]
-            counts |= dict.fromkeys((task, *names), 0)
-        for batch in batches:
-            for task in self.network.tasks:
-                for (domain, weight), members in self.groups(batch, task).items():
-                    for name in dict.fromkeys((task, self.group_name(task, domain, weight))):
-                        counts[name] += len(members)
-        totals = zip(counts, distributed.add_up(list(counts.values())), strict=True)
-        return {name: total for name, total in totals if total}
+    def split(self, batch: Mapping[str, Tensor], pixels: Pixels) -> dict[Group, Labels]:
+        """The labels of a batch by group, on the CPU, at `pixels`: full-size labels never go to the device."""
+        names, parts = list(self.network.domains), {}
+        for number, task in enumerate(self.network.tasks):
+            members: dict[Group, list[int]] = {}
+            rows = zip(batch["domain"].tolist(), batch["weight"][:, number].tolist(), strict=True)
+            for frame, (domain, weight) in enumerate(rows):
+                if weight:
+                    members.setdefault(Group(task, names[domain], weight != 1), []).append(frame)
+            for group, frames in members.items():
+                own = self.network.domains[group.domain][task]
+                target = own.thin(batch[task], pixels)
+                target = (target if len(frames) == len(target) else target[frames]).contiguous()
+                parts[group] = Labels(frames, target, own.weight(target), float(batch["weight"][frames[0], number]))
+        return parts
 
-    def accumulate(self, batch: Mapping[str, Tensor], frames: Mapping[str, int], sums: dict[str, Tensor]) -> None:
-        """Adds a batch's gradients to those of the step, and its losses to `sums`; `frames` are those of the step."""
+    def group_name(self, group: Group) -> str:
+        name = f"{group.domain}/{group.task}" if len(self.network.domains) > 1 else group.task
+        return f"{name}/teacher" if group.taught else name
+
+    def count_labels(self, parts: Sequence[Mapping[Group, Labels]]) -> dict[Group, Total]:
+        """The labeled frames of the step and what their labels weigh, for each group, in all processes."""
+        # Also the groups that only other processes have.
+        groups = itertools.starmap(Group, itertools.product(self.network.tasks, self.network.domains, (False, True)))
+        counts = {group: [0.0, 0.0] for group in groups}
+        for group, labels in itertools.chain.from_iterable(part.items() for part in parts):
+            counts[group][0] += len(labels.frames)
+            counts[group][1] += labels.weight
+        summed = distributed.add_up(list(itertools.chain.from_iterable(counts.values())))
+        pairs = zip(summed[::2], summed[1::2], strict=True)
+        totals = {group: Total(*pair) for group, pair in zip(counts, pairs, strict=True)}
+        return {group: total for group, total in totals.items() if total.frames}
+
+    def accumulate(
+        self,
+        batch: Mapping[str, Tensor],
+        labels: Mapping[Group, Labels],
+        pixels: Pixels,
+        totals: Mapping[Group, Total],
+        sums: dict[Group, Tensor],
+    ) -> None:
+        """Adds a batch's gradients to those of the step, and its losses to `sums`; `totals` are those of the step."""
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         images = batch["image"].to(self.device, non_blocking=True, memory_format=layout)
         with autocast(self.device, self.precision):
             shared, outputs = self.passes(images)
         losses: dict[str, Tensor] = {}
-        portions: dict[str, float] = {}  # of the step's labelled frames
-        stride = self.config.loss_stride
-        for task, raws in outputs.items():
-            target = batch[task].to(self.device, non_blocking=True)[..., stride // 2 :: stride, stride // 2 :: stride]
-            for (domain, weight), members in self.groups(batch, task).items():
-                own, raw, label = self.network.domains[domain][task], raws, target
-                if len(members) < len(images):
-                    chosen = torch.tensor(members).to(self.device, non_blocking=True)
-                    raw, label = raw[chosen], target[chosen]
-                value = own.loss(own.select(raw), label)
-                # A frame without a label for the task adds nothing; each other one adds the same, in whichever of
-                # the step's batches and in whatever company it is.
-                part = (weight * len(members) / frames[task]) * value
-                losses[task] = losses[task] + part if task in losses else part
-                portions[task] = portions.get(task, 0.0) + len(members) / frames[task]
-                for name in dict.fromkeys((task, self.group_name(task, domain, weight))):
-                    sums[name] = sums[name] + len(members) * value.detach()
+        portions: dict[str, float] = {}  # of the step's labeled frames
+        for group, (frames, target, _, importance) in labels.items():
+            own, raw = self.network.domains[group.domain][group.task], outputs[group.task]
+            if len(frames) < len(images):
+                raw = raw[self.upload(torch.tensor(frames))]
+            total, _ = own.loss(own.sample(own.select(raw), pixels), self.upload(target))
+            sums[group] += total.detach()
+            # The mean over the group's labeled pixels of the whole step, weighted by the group's share of the task's
+            # labeled frames: a sparsely labeled data set counts as its frames do.
+            in_step = sum(item.frames for other, item in totals.items() if other.task == group.task)
+            scale = importance * totals[group].frames / in_step / (totals[group].weight or 1.0)
+            losses[group.task] = losses.get(group.task, 0.0) + scale * total
+            portions[group.task] = portions.get(group.task, 0.0) + len(frames) / in_step
         if distributed.count() == 1:
             self.weighting.backward(losses, shared, self.scaler.scale, portions)
             return
@@ -242,6 +299,11 @@ class Training:
             )
         else:
             self.scaler.scale(nothing).backward()
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        """To the device, without waiting for it: a GPU copies pinned memory while it computes."""
+        pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return pinned.to(self.device, non_blocking=True)
 
     def update(self) -> None:
         """The optimizer step that follows on the gradients."""
