@@ -8,7 +8,7 @@ Shapes: a *label* is what a file gives, numpy (H, W) or (H, W, 3); a *target* is
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -91,6 +91,10 @@ class Task(ABC):
     def select(self, raw: Tensor) -> Tensor:
         """The outputs of the shared head -> this data set's, (B, channels, h, w)."""
         return raw
+
+    def first_output(self, labels: Iterable[np.ndarray]) -> float | None:
+        """The raw output to begin a training with, from some of its labels; None leaves it at 0."""
+        return None
 
     # The loss, which is computed at some of the pixels only (`loss_stride`).
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -91,6 +92,16 @@ class Depth(Task):
     def view(self, label: np.ndarray, view: View) -> np.ndarray:
         # What a zoom of z shows is what the same camera would see of the scene at 1/z of the distance.
         return super().view(label, view) / np.float32(view.zoom)
+
+    def first_output(self, labels: Iterable[np.ndarray]) -> float | None:
+        """Decodes to the mean of the labels' mean depths."""
+        means = [float(label[label > 0].mean()) for label in labels if (label > 0).any()]
+        if not means:
+            return None
+        depth = max(1e-3, sum(means) / len(means))
+        return {"softplus": depth + math.log(-math.expm1(-depth)), "exp": math.log(depth), "abs": depth}[
+            self.activation
+        ]
 
     def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
         total, weight = loss.berhu(self.scores(raw, target.shape[-2:])[:, 0], target, target > 0)

@@ -1,4 +1,4 @@
-"""One step of training: optimizer, schedule, averaged weights, and what last.pt must hold to go on."""
+"""One step of training: the losses of all its batches, the update, averaged weights, and the state in last.pt."""
 
 from __future__ import annotations
 
@@ -22,48 +22,11 @@ from geometry import Pixels
 from model import Network, freeze_batch_norm
 from networks.encoders import load_matching
 from tasks import tasks_to_plain
+from training.optimizer import build_optimizer, rate_factor, restore_optimizer
 from training.weighting import build_weighting
 from utils import autocast, git_commit
 
 ADVICE = "Lower --lr_encoder and --lr_decoder, or set --precision fp32 or --clip_norm 1"
-
-
-def build_optimizer(network: Network, config: Config, weighting: nn.Module | None = None) -> torch.optim.Optimizer:
-    """Groups by part (encoder, or decoder and heads) and by whether the tensor decays (weights of convolutions do).
-
-    What a task weighting learns has a group of its own, with ten times the decoder's rate.
-    """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name.startswith("encoder."), parameter.ndim > 1), []).append(parameter)
-    settings = [
-        {
-            "name": f"{'encoder' if in_encoder else 'decoder'}, {'decay' if decays else 'no decay'}",
-            "params": parameters,
-            "base_lr": config.lr_encoder if in_encoder else config.lr_decoder,
-            "lr": config.lr_encoder if in_encoder else config.lr_decoder,
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (in_encoder, decays), parameters in groups.items()
-    ]
-    if weighting is not None and (learned := list(weighting.parameters())):
-        # AdamW moves a number by about the rate in a step, and a log variance has several units to go.
-        rate = 10 * config.lr_decoder
-        rates = {"base_lr": rate, "lr": rate, "weight_decay": 0.0}
-        settings.append({"name": "weighting, no decay", "params": learned, **rates})
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=config.lr_decoder, momentum=config.momentum, fused=True)
-    return torch.optim.AdamW(settings, lr=config.lr_decoder, fused=True)
-
-
-def rate_factor(config: Config, step: int, total: int) -> float:
-    """What the learning rates are multiplied with at optimizer step `step` of `total`."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-    factors = {"poly": (1 - progress) ** 0.9, "cosine": (1 + math.cos(math.pi * progress)) / 2, "constant": 1.0}
-    return factors[config.schedule]
 
 
 class Average:
@@ -75,7 +38,7 @@ class Average:
 
     def update(self, network: Network) -> None:
         self.updates += 1
-        # Short memory at first: the average should not carry the initial weights along.
+        # Short memory at first, so that the initial weights are soon forgotten.
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         mine, theirs = (
             [value for value in part.state_dict().values() if value.is_floating_point()]
@@ -93,15 +56,19 @@ def convert_sync_batchnorm(network: Network, device: torch.device) -> None:
     network.encoder, network.decoder = convert(network.encoder), convert(network.decoder)
 
 
-def check_finite(pending: list[tuple[int, dict[str, Tensor]]]) -> None:
-    """Raises ValueError for the first loss that is not finite. Reads the losses of many steps at once, because
-    each reading makes a GPU wait."""
-    for step, losses in pending:
-        for name, value in losses.items():
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"step {step}: the {name} loss is {float(value)}; the last checkpoint is from before it. {ADVICE}"
-                )
+def check_finite(pending: Sequence[tuple[int, Mapping[str, Tensor]]]) -> None:
+    """Raises ValueError for the first loss that is not finite.
+
+    Called every `log_every` steps, not every step, because reading a loss waits for the GPU. Reads all in one copy.
+    """
+    losses = [(step, name, value) for step, values in pending for name, value in values.items()]
+    if not losses:
+        return
+    for (step, name, _), value in zip(losses, torch.stack([item[2] for item in losses]).tolist(), strict=True):
+        if not math.isfinite(value):
+            raise ValueError(
+                f"step {step}: the {name} loss is {value}; the last checkpoint is from before it. {ADVICE}"
+            )
 
 
 class Group(NamedTuple):
@@ -129,7 +96,7 @@ class Total(NamedTuple):
 
 
 class Passes(nn.Module):
-    """A network whose forward pass gives all that a step needs: what the heads share, and their raw outputs."""
+    """A network whose forward pass returns the map that the heads share, and their raw outputs."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -141,11 +108,11 @@ class Passes(nn.Module):
 
 
 class Training:
-    """What a run consists of and what its last.pt must bring back: weights, average, optimizer, scaler, counters.
+    """The state of a run, which last.pt stores and restores: weights, average, optimizer, scaler, counters.
 
-    In several processes each takes its part of a step's frames, and all make the same update: that of one process
-    with all of the frames, but for batch norm, whose statistics are those of one process's frames (or, with sync_bn,
-    of all).
+    Each of several processes takes its part of a step's frames, and all make the same update: that of one process with
+    all of the frames. Exceptions: batch norm uses the statistics of one process's frames (with sync_bn, of all), and
+    berHu's threshold and Dice are computed over one micro-batch of one process.
     """
 
     def __init__(
@@ -154,7 +121,7 @@ class Training:
         self.network, self.config, self.device, self.precision = network, config, device, precision
         self.total_steps = total_steps
         if config.freeze_bn:
-            freeze_batch_norm(network)
+            freeze_batch_norm(network.encoder)
         self.average = Average(network, config.ema) if config.ema else None
         self.passes: nn.Module = Passes(network)
         if distributed.count() > 1:
@@ -166,15 +133,15 @@ class Training:
         self.weighting = build_weighting(config.task_weighting, list(network.tasks), config.loss_weights).to(device)
         self.optimizer = build_optimizer(network, config, self.weighting)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-        self.step, self.data_steps = 0, 0  # steps of the optimizer, and of the data: fp16 leaves some out
-        self.rate = 0.0  # what the learning rates were last multiplied with
+        self.step, self.data_steps = 0, 0  # of the optimizer, and of the data: fp16 skips some updates
+        self.commit = git_commit()  # of the code that runs, whatever is committed while it trains
         self.epoch_losses: dict[str, Tensor] = {}  # task -> (2,) sum of its losses in this epoch, and of steps
         self.best: float | None = None
         self.metrics: dict[str, float] = {}
 
     @property
     def evaluated(self) -> Network:
-        """The network that is evaluated and kept."""
+        """The network that is evaluated and saved: the average, or without one the network itself."""
         return self.average.network if self.average else self.network
 
     def take_step(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -213,7 +180,7 @@ class Training:
         return means
 
     def end_epoch(self) -> None:
-        """Tells the task weighting how the epoch went."""
+        """Gives the epoch's mean losses to the task weighting."""
         self.weighting.end_epoch({task: float(total / count) for task, (total, count) in self.epoch_losses.items()})
         self.epoch_losses = {}
 
@@ -310,9 +277,9 @@ class Training:
         for parameter in self.weighting.parameters() if distributed.count() > 1 else ():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = distributed.reduced(gradient) / distributed.count()
-        self.rate = rate_factor(self.config, self.step, self.total_steps)
+        factor = rate_factor(self.config, self.step, self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * self.rate
+            group["lr"] = group["base_lr"] * factor
         if self.config.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
@@ -320,12 +287,17 @@ class Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        # fp16 leaves out a step whose gradients overflow, and lowers the scale: the schedule waits for it.
+        # fp16: the scaler skips an update whose gradients overflow, and lowers its scale. The schedule waits.
         if self.scaler.is_enabled() and self.scaler.get_scale() < scale:
             return
         self.step += 1
         if self.average:
             self.average.update(self.network)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Those of the last update, as the optimizer has them."""
+        rates = {group["name"].partition(",")[0]: group["lr"] for group in self.optimizer.param_groups}
+        return {f"lr_{part}": rates[part] for part in ("encoder", "decoder") if part in rates}
 
     def save(self, path: Path, resumable: bool) -> None:
         """Writes a checkpoint; of several processes, the main one does.
@@ -340,7 +312,7 @@ class Training:
         content: dict[str, object] = {
             "config": plain(self.config), "tasks": tasks_to_plain(self.network.tasks),
             "domains": {name: tasks_to_plain(tasks) for name, tasks in self.network.domains.items()},
-            "network": self.evaluated.state_dict(), "metrics": self.metrics, "step": self.step, "commit": git_commit(),
+            "network": self.evaluated.state_dict(), "metrics": self.metrics, "step": self.step, "commit": self.commit,
         }  # fmt: skip
         if resumable:
             content["training"] = {
@@ -353,11 +325,18 @@ class Training:
         save_checkpoint(path, content)
 
     def restore(self, content: Mapping[str, object], path: Path) -> None:
+        """Continues from the content of last.pt, which `resume.check_state` has checked. Raises ValueError."""
         state = content["training"]
         load_matching(self.network, state["network"], path)
-        self.weighting.load_state_dict(state["weighting"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        try:
+            self.weighting.load_state_dict(state["weighting"])
+            restore_optimizer(self.optimizer, state["optimizer"])
+            # Empty where the run had no scaler before: then it starts with its default scale.
+            if self.scaler.is_enabled() and state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
+            words = " ".join(str(problem).split())
+            raise ValueError(f"{path}: its training state does not fit this network ({words})") from None
         if self.average:
             load_matching(self.average.network, content["network"], path)
             self.average.updates = state["average_updates"]
