@@ -30,7 +30,9 @@ class Config:
     data: dict[str, float] = field(default_factory=lambda: {"dataset/rooms": 1.0})
     merge_classes: bool = False  # classes of one name in several data sets are one class
     teacher_labels: str = ""  # folder of teach.py's labels in each data set, for frames that lack one; "" = none
-    teacher_weight: float = 0.5  # of a frame with a teacher's label; one with a human's weighs 1
+    # The factor on the loss of a frame with a teacher's label; one with a human's weighs 1. It does not depend on the
+    # other frames of a step: a task with labels of a teacher alone has this factor on its whole loss.
+    teacher_weight: float = 0.5
     train_split: str = "train"
     val_split: str = "val"
     long_side: int = 192  # the network sees frames with this many pixels on their longer side; 0 = as they are
@@ -51,7 +53,7 @@ class Config:
     segmentation_loss: str = "cross_entropy"  # cross_entropy (binary with two classes) | dice | cross_entropy+dice
     class_weights: str = "log"  # none | log: 1 / ln(1.02 + frequency), ENet (arXiv 1606.02147, section 5.2)
     depth_activation: str = "softplus"  # softplus | exp | abs: from the head's raw output to metres
-    loss_stride: int = 2  # compute the losses at every n-th pixel of each axis: 1, 2 or 4
+    loss_stride: int = 2  # compute the losses at every n-th pixel of each axis (other ones in each step): 1, 2 or 4
 
     # Network
     encoder: str = "resnet18"  # mobilenetv2_paper, any timm model with features at strides 4 to 32, unet, unet_512
@@ -73,7 +75,7 @@ class Config:
     schedule: str = "poly"  # poly (power 0.9) | cosine | constant, by step
     warmup_steps: int = 50
     clip_norm: float = 10.0  # 0 = off
-    freeze_bn: bool = False  # keep batch-norm statistics and scales as the encoder's weights have them
+    freeze_bn: bool = False  # keep the encoder's batch-norm statistics and scales as its weights have them
     sync_bn: bool = False  # with several processes: batch norm over the frames of all of them; on GPUs only
     ema: float = 0.99  # decay of the averaged weights that are evaluated and kept; 0 = off
 
@@ -110,7 +112,12 @@ AT_LEAST = {
     "warmup_steps": 0, "clip_norm": 0, "ema": 0, "threads": 0, "seed": 0, "eval_every": 1, "log_every": 1,
     "save_minutes": 0, "teacher_weight": 0,
 }  # fmt: skip
-AT_MOST = {"decoder_width": 2048, "crp_stages": 16}  # a checkpoint must not make us fill the memory
+AT_MOST = {  # neither a slip of the finger nor a checkpoint of others may fill the memory or start 5000 processes
+    "decoder_width": 2048, "crp_stages": 16, "long_side": 8192, "workers": 256, "threads": 1024, "rotation": 180,
+    "color": 10, "epochs": 1_000_000, "batch_size": 65_536, "accumulate": 65_536, "momentum": 1, "teacher_weight": 100,
+    "warmup_steps": 10**9, "eval_every": 10**9, "log_every": 10**9, "save_minutes": 10**6, "seed": 2**32 - 1,
+}  # fmt: skip
+LARGEST_CROP, LARGEST_ZOOM = 8192, 16.0
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -142,10 +149,13 @@ def make_config(values: dict[str, object], where: str, base: Config | None = Non
     for name, most in AT_MOST.items():
         if getattr(config, name) > most:
             raise ValueError(f"{where}: {name} is {getattr(config, name)}; it must be at most {most}")
-    if min(config.crop) < 32:
-        raise ValueError(f"{where}: crop is {config.crop}; height and width must be at least 32")
-    if not 0 < config.zoom[0] <= config.zoom[1]:
-        raise ValueError(f"{where}: zoom is {config.zoom}; it takes least,most with 0 < least <= most")
+    if not 32 <= min(config.crop) <= max(config.crop) <= LARGEST_CROP:
+        raise ValueError(
+            f"{where}: crop is {config.crop}; height and width must be at least 32 and at most {LARGEST_CROP}"
+        )
+    if not 1 / LARGEST_ZOOM <= config.zoom[0] <= config.zoom[1] <= LARGEST_ZOOM:
+        limits = f"{1 / LARGEST_ZOOM} <= least <= most <= {LARGEST_ZOOM:g}"
+        raise ValueError(f"{where}: zoom is {config.zoom}; it takes least,most with {limits}")
     if config.ema >= 1:
         raise ValueError(f"{where}: ema is {config.ema}; it must be below 1")
     if not config.data:
@@ -155,6 +165,9 @@ def make_config(values: dict[str, object], where: str, base: Config | None = Non
             raise ValueError(f"{where}: data: {name} has the share {share:g}; it must be above 0, or leave it out")
     if not config.tasks:
         raise ValueError(f"{where}: tasks is empty; name at least one")
+    for name, weight in config.loss_weights.items():
+        if weight < 0:
+            raise ValueError(f"{where}: loss_weights: {name} is {weight:g}; it must be at least 0")
     return config
 
 
@@ -358,6 +371,12 @@ def settings_from(arguments: argparse.Namespace) -> dict[str, str]:
     """The settings given as flags, as they stand on the command line."""
     names = [item.name for item in dataclasses.fields(Config)]
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
+def given_settings(arguments: argparse.Namespace) -> set[str]:
+    """The names of the settings that --config's file or a flag sets."""
+    in_file = read_yaml(Path(arguments.config)) if arguments.config else {}
+    return {*in_file, *settings_from(arguments)}
 
 
 def config_from(arguments: argparse.Namespace) -> Config:

@@ -45,6 +45,15 @@ def color_changes(strength: float) -> Callable[..., dict[str, np.ndarray]]:
     return albumentations.ColorJitter(factors, factors, factors, (-hue, hue), p=0.8)
 
 
+def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that programs can still get; unlike free memory, with what Linux uses to cache files."""
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError):  # not Linux
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 class Frames(Dataset):
     """Frames of a list with their labels, as tensors: {"image": (3, H, W) uint8, task: label, ...}.
 
@@ -65,11 +74,11 @@ class Frames(Dataset):
     ) -> None:
         self.folder, self.frames, self.tasks, self.config, self.train = folder, frames, tasks, config, train
         self.scales = tuple(scales)
-        self.decoded: list[dict[str, np.ndarray]] | None = None
+        self.decoded: dict[int, dict[str, np.ndarray]] = {}  # by index, see `decode_all`
         # Before OpenCV starts threads of its own: they would not survive the fork of the loader processes, which
         # would wait for them forever. The frames are the parallel work here.
         cv2.setNumThreads(1)
-        self.color = color_changes(config.color) if train else None
+        self.color = color_changes(config.color) if train and config.color else None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -104,22 +113,25 @@ class Frames(Dataset):
                 arrays[name] = read_label(task, frame.taught[name], self.folder.taught[name], size)
         return arrays
 
-    def decode_all(self) -> None:
-        """Keeps every frame in memory, shared with loader processes that are forked later."""
-        fullest = max(range(len(self)), key=lambda index: sum(weight > 0 for weight in self.weights(index)))
-        needed = len(self) * sum(array.nbytes for array in self.read(fullest).values())
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    def decode_all(self, indices: Sequence[int]) -> None:
+        """Keeps these frames in memory, shared with loader processes that are forked later, if they fit."""
+        if not indices:
+            return
+        fullest = max(indices, key=lambda index: sum(weight > 0 for weight in self.weights(index)))
+        needed = len(indices) * sum(array.nbytes for array in self.read(fullest).values())
+        # The other training processes of this machine keep their frames at the same time.
+        free = available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if needed > 0.7 * free:
             print(
                 f"cache: {needed / 2**30:.1f} GiB of frames do not fit into {free / 2**30:.1f} GiB: reading from disk"
             )
             return
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            self.decoded = list(pool.map(self.read, range(len(self))))
+            self.decoded = dict(zip(indices, pool.map(self.read, indices), strict=True))
 
     def arrays(self, index: int) -> dict[str, np.ndarray]:
-        """`read`, from memory where it is."""
-        return self.decoded[index] if self.decoded else self.read(index)
+        """`read`, or what `decode_all` keeps."""
+        return self.decoded[index] if index in self.decoded else self.read(index)
 
     def __getitem__(self, key: int | tuple[int, ...]) -> dict[str, Tensor]:
         index = key[-1] if self.train else key
@@ -177,13 +189,15 @@ def class_frequencies(frames: Frames, task: Task) -> np.ndarray:
     if counts.shape == (0,):
         return counts
     if not counts.any():
-        raise ValueError(f"class_weights: {frames.folder.root} has no labelled pixel")
+        raise ValueError(f"class_weights: {frames.folder.root} has no labeled pixel")
     return counts / counts.sum()
 
 
 class Mixture(Dataset):
-    """Training frames of several data sets. Item (round, data set, index) is `Frames`' view of that frame, plus
-    "domain", the data set's number, and "weight" (tasks,), see `Frames.weights`.
+    """Training frames of several data sets.
+
+    mixture[round, data set, index] is the sample of `Frames` plus "domain" (the data set's number) and "weight" (a
+    float for each task, 0 = no label, see `Frames.weights`).
     """
 
     def __init__(self, parts: Sequence[Frames], shares: Sequence[float]) -> None:
@@ -201,14 +215,14 @@ class Mixture(Dataset):
     def pools(self) -> list[Pool]:
         """Frames of one data set with labels for the same tasks; those without any label are left out.
 
-        Raises ValueError for a data set that has no labelled frame.
+        Raises ValueError for a data set that has no labeled frame.
         """
         pools = []
         for domain, (part, share) in enumerate(zip(self.parts, self.shares, strict=True)):
             groups: dict[tuple[int, ...], list[int]] = {}
             for index in range(len(part)):
-                labelled = tuple(task for task, weight in enumerate(part.weights(index)) if weight)
-                groups.setdefault(labelled, []).append(index)
+                labeled = tuple(task for task, weight in enumerate(part.weights(index)) if weight)
+                groups.setdefault(labeled, []).append(index)
             groups.pop((), None)
             if not groups:
                 raise ValueError(
@@ -232,17 +246,17 @@ class Pool:
 class StepSampler:
     """Batches of (round, data set, index), `accumulate` of them for each optimizer step, without an end of epoch.
 
-    A step holds frames in the ratio of the pools' shares, and at least one of each data set and one for each task,
-    so that no task starves. In the long run the ratio is exact (stride scheduling: the next frame comes from the pool
-    that is furthest behind). Each pool is gone through in rounds; a round is a permutation that depends on the seed,
-    the pool and the round only. Raises ValueError when a step has too few frames for that.
+    Stride scheduling: each frame is drawn from the pool whose count is furthest below its share, so that the ratio of
+    the shares is exact in the long run. Each step holds at least one frame of each data set and one for each task. A
+    pool is shuffled once per pass (round); the order depends only on seed, pool and round. Raises ValueError when a
+    step has too few frames for that.
     """
 
     def __init__(self, mixture: Mixture, config: Config, steps: int, first_step: int = 0) -> None:
         self.pools, self.steps, self.first_step = mixture.pools(), steps, first_step
         self.seed, self.accumulate = config.seed, config.accumulate
         self.step_frames = frames_of_step(config)
-        # What each step must hold: pools to choose one frame from. The one with the fewest comes first.
+        # Each step must hold a frame from one pool of each of these lists. The shortest list comes first.
         needs = [[p for p, pool in enumerate(self.pools) if pool.domain == d] for d in range(len(mixture.parts))]
         tasks = sorted({task for pool in self.pools for task in pool.tasks})
         needs += [[p for p, pool in enumerate(self.pools) if task in pool.tasks] for task in tasks]
@@ -259,7 +273,7 @@ class StepSampler:
         return max(0, self.steps - self.first_step) * self.accumulate
 
     def _required(self, taken: Sequence[float]) -> list[int]:
-        """The pools of the frames that a step must hold, the one that is furthest behind where there is a choice."""
+        """The pools of the frames that a step must hold; of several choices, the pool furthest below its share."""
         chosen: list[int] = []
         for need in self.needs:
             if not set(need) & set(chosen):
@@ -279,7 +293,7 @@ class StepSampler:
                 chosen.append(pool)
             if step < self.first_step:
                 continue
-            # Dealt out like cards: each batch of the step, in each process, gets its part of each pool.
+            # Round-robin: each batch of the step, in each process, gets its part of each pool.
             frames = []
             for pool, count in sorted(Counter(chosen).items()):
                 size = len(self.pools[pool].frames)
@@ -333,13 +347,13 @@ def frames_of_step(config: Config) -> int:
 
 
 def steps_per_epoch(mixture: Mixture, config: Config) -> int:
-    """Steps that go through as many frames as all data sets have labelled. Raises ValueError when there are too few."""
-    frames, labelled = frames_of_step(config), sum(len(pool.frames) for pool in mixture.pools())
-    if labelled < frames:
+    """Steps that go through as many frames as all data sets have labeled. Raises ValueError when there are too few."""
+    frames, labeled = frames_of_step(config), sum(len(pool.frames) for pool in mixture.pools())
+    if labeled < frames:
         several = {"batch_size": 1, "accumulate": config.accumulate, "processes": distributed.count()}
         setting = " x ".join(name for name, number in several.items() if number > 1 or name == "batch_size")
-        raise ValueError(f"{setting} is {frames}, but the data set has {labelled} training frames with labels")
-    return labelled // frames
+        raise ValueError(f"{setting} is {frames}, but the data set has {labeled} training frames with labels")
+    return labeled // frames
 
 
 def train_loader(mixture: Mixture, config: Config, steps: int, first_step: int = 0, pin: bool = False) -> DataLoader:
@@ -350,10 +364,9 @@ def train_loader(mixture: Mixture, config: Config, steps: int, first_step: int =
 
 
 def batches_of(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
-    """The loader's, but that a loader process died is said when its frames are due: PyTorch's handler of SIGCHLD would
-    raise it in whatever is being done, be it an update of the weights or the writing of a checkpoint.
+    """Iterates over the loader. A dead worker raises RuntimeError here, when its batch is requested.
 
-    Raises RuntimeError then.
+    PyTorch's SIGCHLD handler would raise anywhere, also in an optimizer step or while a checkpoint is written.
     """
     batches = iter(loader)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

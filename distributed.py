@@ -38,9 +38,9 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def together(device: torch.device, patience: timedelta | None = None) -> Iterator[None]:
-    """Inside, the processes hear each other: NCCL between GPUs, gloo for what is on the CPU.
+    """Inside, the processes can communicate: NCCL between GPUs, gloo for tensors on the CPU.
 
-    Who waits longer than `patience` (torch's default: minutes) for another gives up.
+    A process that waits longer than `patience` (default: torch's, some minutes) for another one fails.
     """
     if count() == 1:
         yield
@@ -54,11 +54,11 @@ def together(device: torch.device, patience: timedelta | None = None) -> Iterato
 
 
 def fresh_store() -> dist.Store:
-    """Where the processes find each other's addresses, without those of an attempt before this one.
+    """The key-value store in which the processes find each other's addresses, without those of an earlier attempt.
 
-    When torchrun starts the processes again, its own store still holds the addresses of the dead ones, and who is fast
-    reads them (torch 2.15). So each process writes a word of its own; the main one's is the name of the attempt once
-    each has read the other's.
+    When torchrun restarts the processes, its store still holds the addresses of the dead ones (torch 2.15). So each
+    process publishes a random token. Rank 0's token becomes the key prefix of this attempt after all ranks have
+    confirmed it: keys left over from an earlier attempt are never read.
     """
     store, word = next(rendezvous("env://"))[0], uuid.uuid4().hex
     others = range(1, count())
@@ -97,9 +97,9 @@ def gather(item: Item) -> list[Item]:
     return [torch.load(io.BytesIO(content), map_location="cpu", weights_only=False) for content in everyones]
 
 
-def add_up(values: Sequence[int]) -> list[int]:
-    """The sum of each value over the processes."""
-    return reduced(torch.tensor(values, dtype=torch.long)).tolist() if count() > 1 else list(values)
+def add_up(values: Sequence[float]) -> list[float]:
+    """The sum of each value over the processes, in fp64."""
+    return reduced(torch.tensor(values, dtype=torch.float64)).tolist() if count() > 1 else list(values)
 
 
 def highest(values: Sequence[int]) -> list[int]:

@@ -77,6 +77,34 @@ def resize_nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
     return values[..., rows, :][..., columns]
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """Every `stride`-th pixel of both axes of a view, from row `top` and column `left` on."""
+
+    size: tuple[int, int]  # height, width of the view
+    stride: int = 1
+    top: int = 0
+    left: int = 0
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.top, None, self.stride)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.left, None, self.stride)
+
+
+def sample_raw(raw: Tensor, pixels: Pixels) -> Tensor:
+    """raw (B, C, h, w) -> (B, C, rows, columns) in fp32: `resize_raw(raw, pixels.size)` at these pixels only."""
+    if pixels.stride == 1:
+        return resize_raw(raw, pixels.size)
+    # Columns by a product, rows by gather and lerp: the fastest of the ways that were tried, forward and backward.
+    values = raw.float() @ _column_weights(raw.shape[3], pixels.size[1], raw.device)[:, pixels.columns]
+    upper, lower, weight = (tap[pixels.rows] for tap in _taps(raw.shape[2], pixels.size[0], raw.device))
+    return torch.lerp(values.index_select(2, upper), values.index_select(2, lower), weight[:, None])
+
+
 def argmax_resized(raw: Tensor, size: tuple[int, int]) -> Tensor:
     """raw (B, C, h, w) -> (B, *size) uint8: the argmax over C of `resize_raw(raw, size)`, which is never built.
 
@@ -127,10 +155,20 @@ def argmax_in_bands(raw: Tensor, size: tuple[int, int], rows: int = 64) -> Tenso
 @lru_cache(maxsize=64)
 def _taps(inputs: int, outputs: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """One axis of a bilinear resize: for each output its two inputs, and the weight of the second."""
-    source = ((torch.arange(outputs, dtype=torch.float64) + 0.5) * inputs / outputs - 0.5).clamp(min=0)
-    first = source.floor()
-    indices = (index.long().clamp(max=inputs - 1).to(device) for index in (first, first + 1))
-    return (*indices, (source - first).float().to(device))
+    with torch.inference_mode(False):  # the cached tensors are for training as well
+        source = ((torch.arange(outputs, dtype=torch.float64) + 0.5) * inputs / outputs - 0.5).clamp(min=0)
+        first = source.floor()
+        indices = (index.long().clamp(max=inputs - 1).to(device) for index in (first, first + 1))
+        return (*indices, (source - first).float().to(device))
+
+
+@lru_cache(maxsize=64)
+def _column_weights(inputs: int, outputs: int, device: torch.device) -> Tensor:
+    """One axis of a bilinear resize as a matrix (inputs, outputs)."""
+    first, second, weight = (tap[:, None] for tap in _taps(inputs, outputs, device))
+    with torch.inference_mode(False):
+        matrix = torch.zeros(outputs, inputs, device=device)
+        return matrix.scatter_add_(1, first, 1 - weight).scatter_add_(1, second, weight).T
 
 
 @lru_cache(maxsize=64)

@@ -1,7 +1,8 @@
-"""Losses: pure functions (prediction, target, valid) -> scalar.
+"""Losses: pure functions (prediction, target, valid) -> (sum, weight), two scalars in fp32.
 
-Each is computed in fp32 over the valid pixels of the batch, all but `dice` as their mean. Without a valid pixel it
-is 0, with a gradient of 0, so that a batch may lack every label of a task.
+The loss of a training step is the sum over all its frames divided by their weight, so that it does not depend on how
+the frames are split over micro-batches and processes. Sum and weight are those of the valid pixels. Without a valid
+pixel both are 0, and so is the gradient: a batch may lack every label of a task.
 """
 
 from __future__ import annotations
@@ -10,33 +11,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def mean_over(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of `values` where `valid` (same shape); 0 if nothing is valid."""
-    # where() and not a product: 0 * NaN is NaN, and what stands at invalid pixels is arbitrary.
-    total = torch.where(valid, values, 0.0).sum()
-    return total / valid.sum().clamp(min=1)
+Loss = tuple[Tensor, Tensor]  # sum, weight
 
 
-def cross_entropy(logits: Tensor, target: Tensor, valid: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """logits (B, C, H, W), target (B, H, W) class ids, valid (B, H, W) -> scalar.
+def mean(loss: Loss) -> Tensor:
+    """sum / weight; 0 if nothing is valid."""
+    total, weight = loss
+    return total / torch.where(weight > 0, weight, 1.0)
 
-    With class weights (C,) it is the weighted mean, as in `torch.nn.CrossEntropyLoss`. With two classes it is the
-    binary cross-entropy of logits[:, 1] - logits[:, 0].
+
+def sum_over(values: Tensor, valid: Tensor) -> Loss:
+    """The sum of `values` where `valid` (same shape), and the number of valid pixels."""
+    # where() and not a product: 0 * NaN is NaN, and invalid pixels hold arbitrary values.
+    return torch.where(valid, values, 0.0).sum(), valid.sum().float()
+
+
+def cross_entropy(logits: Tensor, target: Tensor, valid: Tensor, class_weights: Tensor | None = None) -> Loss:
+    """logits (B, C, H, W), target (B, H, W) class ids, valid (B, H, W) -> (sum, weight).
+
+    With class weights (C,), `weight` is the sum of the pixels' class weights: the mean is that of
+    `torch.nn.CrossEntropyLoss`. With two classes it is the binary cross-entropy of logits[:, 1] - logits[:, 0].
     """
     ids = torch.where(valid, target.long(), -1)
     total = F.cross_entropy(logits.float(), ids, class_weights, ignore_index=-1, reduction="sum")
     if class_weights is None:
-        return total / valid.sum().clamp(min=1)
-    weight = torch.where(valid, class_weights[ids.clamp(min=0)], 0.0).sum()
-    return total / torch.where(weight > 0, weight, 1.0)
+        return total, valid.sum().float()
+    return total, torch.where(valid, class_weights[ids.clamp(min=0)], 0.0).sum()
 
 
-def dice(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """logits (B, C, H, W), target (B, H, W) class ids, valid (B, H, W) -> scalar: 1 - the mean soft Dice score.
+def dice(logits: Tensor, target: Tensor, valid: Tensor) -> Loss:
+    """logits (B, C, H, W), target (B, H, W) class ids, valid (B, H, W) -> 1 - mean soft Dice score, times the pixels.
 
-    Score 2 sum(p g) / (sum(p^2) + sum(g^2)), Milletari et al., arXiv 1606.04797, section 3, with the softmax p and
-    sums over the batch; the mean is over the classes that occur, with two classes: background and foreground.
+    Score 2 sum(p g) / (sum(p^2) + sum(g^2)), Milletari et al., arXiv 1606.04797, section 3, with the softmax p. The
+    sums are over the frames given, so this loss does depend on which frames share a micro-batch. The mean is over the
+    classes that occur; with two classes: background and foreground.
     """
     # where() before the softmax as well: its gradient at a NaN would be NaN.
     mask = valid[:, None]
@@ -46,21 +54,24 @@ def dice(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     hits = torch.where(truth, shares, 0.0).sum((0, 2, 3))  # (C,)
     predicted = torch.where(mask, shares.square(), 0.0).sum((0, 2, 3))
     pixels = truth.sum((0, 2, 3))
-    occurs = pixels > 0  # then the denominator is at least 1: no term to smooth it
+    occurs = pixels > 0  # then the denominator is at least 1 and needs no smoothing term
     score = 2 * hits / torch.where(occurs, predicted + pixels, 1.0)
-    return torch.where(occurs, 1 - score, 0.0).sum() / occurs.sum().clamp(min=1)
+    value = torch.where(occurs, 1 - score, 0.0).sum() / occurs.sum().clamp(min=1)
+    count = valid.sum().float()
+    return value * count, count
 
 
-def berhu(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Reverse Huber loss over metres, all (B, H, W) -> scalar. Laina et al., arXiv 1606.00373, section 3.2.
+def berhu(prediction: Tensor, target: Tensor, valid: Tensor) -> Loss:
+    """Reverse Huber loss over meters, all (B, H, W) -> (sum, weight). Laina et al., arXiv 1606.00373, section 3.2.
 
-    |e| up to c, (e^2 + c^2) / 2c beyond it, with c a fifth of the largest error of the batch.
+    |e| up to c, (e^2 + c^2) / 2c beyond it. c is a fifth of the largest error of the frames given, as in the paper: it
+    depends on which frames share a micro-batch.
     """
     error = torch.where(valid, prediction.float() - target, 0.0).abs()
     c = (0.2 * error.detach().amax()).clamp(min=1e-6)
-    return mean_over(torch.where(error <= c, error, (error.square() + c * c) / (2 * c)), valid)
+    return sum_over(torch.where(error <= c, error, (error.square() + c * c) / (2 * c)), valid)
 
 
-def cosine(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """1 - cosine between vectors: prediction and target (B, 3, H, W), valid (B, H, W) -> scalar."""
-    return mean_over(1 - F.cosine_similarity(prediction.float(), target, dim=1, eps=1e-6), valid)
+def cosine(prediction: Tensor, target: Tensor, valid: Tensor) -> Loss:
+    """1 - cosine between vectors: prediction and target (B, 3, H, W), valid (B, H, W) -> (sum, weight)."""
+    return sum_over(1 - F.cosine_similarity(prediction.float(), target, dim=1, eps=1e-6), valid)

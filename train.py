@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import distributed
-from config import Config, Parser, add_settings, near, plain
+from config import Config, Parser, add_settings, plain
 from dataset import (
     Frames,
     Mixture,
@@ -36,26 +37,29 @@ from dataset import (
     train_loader,
 )
 from drawing import side_by_side
-from folders import label_tasks
 from model import Network, build_network, count_cost, freeze_batch_norm, predict_batch
 from tasks import Task
-from training.data import load_data
+from training.best import Best, choose_best
+from training.data import load_data, some_labels
 from training.evaluation import accumulate, values_of
 from training.log import Log
-from training.resume import resume_run, start_run
+from training.resume import locked, resume_run, start_run
 from training.step import Training, check_finite
-from utils import machine, pick_device, pick_precision, run, seed_everything, setup_cpu, whole_file
+from utils import autocast, machine, pick_device, pick_precision, run, seed_everything, setup_cpu, whole_file
 
 # ---------------------------------------------------------------------------------------------- reports
 
 
 @torch.inference_mode()
-def validation_picture(network: Network, frames: Frames, index: int, device: torch.device) -> np.ndarray:
-    """A validation frame: the image, then each task's label and prediction."""
+def validation_picture(
+    network: Network, frames: Frames, index: int, device: torch.device, precision: torch.dtype
+) -> np.ndarray:
+    """A validation frame: the image, then each task's label and prediction. The network must be in eval mode."""
     sample = frames[index]
     size = tuple(sample["image"].shape[1:])
     image = sample["image"][None].to(device)
-    prediction = predict_batch(network, image, dict.fromkeys(network.tasks, size), tasks=frames.tasks)
+    with autocast(device, precision):
+        prediction = predict_batch(network, image, dict.fromkeys(network.tasks, size), tasks=frames.tasks)
     panels = [("image", sample["image"].permute(1, 2, 0).numpy(), [])]
     for name, task in frames.tasks.items():
         shown = prediction[name][0].cpu().numpy()
@@ -102,10 +106,11 @@ def summary(training: Training, mixture: Mixture, val: Mapping[str, Frames], epo
 def evaluate_all(
     network: Network, loaders: Mapping[str, DataLoader], device: torch.device, precision: torch.dtype
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """{"task/metric": value}, or {"data set/task/metric": value} with several data sets; and pictures of metrics."""
+    """{"task/metric": value}, or {"data set/task/metric": value} with several data sets; and pictures of metrics.
+
+    The network must be in eval mode.
+    """
     values, charts = {}, {}
-    was_training = network.training
-    network.eval()
     for name, loader in loaders.items():
         prefix = f"{name}/" if len(loaders) > 1 else ""
         tasks = loader.dataset.tasks
@@ -113,9 +118,6 @@ def evaluate_all(
         values |= {prefix + key: value for key, value in values_of(metrics).items()}
         for task, item in metrics.items():
             charts |= {f"{prefix}{task}/{key}": chart for key, chart in tasks[task].charts(item).items()}
-    network.train(was_training)
-    if network.config.freeze_bn:
-        freeze_batch_norm(network)
     return values, charts
 
 
@@ -126,150 +128,205 @@ def mean_losses(steps: Sequence[tuple[int, Mapping[str, Tensor]]]) -> dict[str, 
     return {name: torch.stack(values).mean().item() for name, values in having.items()}
 
 
+@dataclass(frozen=True)
+class Run:
+    """What the loop of a training works with."""
+
+    folder: Path
+    training: Training
+    loader: DataLoader
+    val_loaders: Mapping[str, DataLoader]
+    best: Best
+    epoch_steps: int
+    first_step: int
+    log: Log
+
+
+class Progress:
+    """The losses and times since the last report."""
+
+    def __init__(self) -> None:
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []
+        self.checked = 0  # how many of them were found to be finite
+        self.waited_s, self.since = 0.0, time.monotonic()
+
+    def check(self) -> None:
+        """Raises ValueError for a loss that is not finite."""
+        check_finite(self.pending[self.checked :])
+        self.checked = len(self.pending)
+
+    def report(self, run: Run, done: int) -> None:
+        """Writes the means since the last report to the log."""
+        elapsed, training = time.monotonic() - self.since, run.training
+        run.log.losses(done, mean_losses(self.pending), {
+            "images_per_s": len(self.pending) * frames_of_step(training.config) / elapsed,
+            "waiting_for_data": self.waited_s / elapsed, **training.learning_rates(),
+            **{f"weight/{name}": value for name, value in training.weighting.factors().items()},
+            "epoch": done / run.epoch_steps,
+        })  # fmt: skip
+        self.__init__()
+
+
 def train(config: Config, folder: Path, resume: Mapping[str, object] | None = None) -> None:
     """Trains into the run folder; `resume` is the content of its last.pt."""
-    # Machine and data
-    setup_cpu(config.threads)
-    seed_everything(config.seed)
     device = pick_device(config.device)
-    precision = pick_precision(config.precision, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # also for the thread that pins memory
+        torch.backends.cudnn.benchmark = True  # all training views have one size
+    setup_cpu(config.threads, device)
+    seed_everything(config.seed)
     tasks, mixture, val = load_data(config, resume)
-    headlines = {
-        f"{name}/{task}/{own.best}" if len(val) > 1 else f"{task}/{own.best}": own.directions[own.best]
-        for name, frames in val.items()
-        for task, own in frames.tasks.items()
-        if task in label_tasks(frames.folder)
-    }
-    best_name = config.best_metric or next(iter(headlines))
-    sign = direction(best_name, tasks, list(val))
-    epoch_steps = steps_per_epoch(mixture, config)
-    total = epoch_steps * config.epochs
-    first_step = resume["training"]["data_steps"] if resume else 0
-    loader = train_loader(mixture, config, total, first_step, pin=device.type == "cuda")
-    val_loaders = {name: eval_loader(frames, config, pin=device.type == "cuda") for name, frames in val.items()}
-    if first_step >= total:
+    best = choose_best(config, tasks, val)
+    total = steps_per_epoch(mixture, config) * config.epochs
+    if resume and resume["training"]["data_steps"] >= total:
         print(f"{folder} is complete: {config.epochs} epochs")
         return
+    run = prepare(config, folder, resume, tasks, mixture, val, best, device)
+    loop(run)
+    run.log.close()
+    if distributed.is_main():
+        print(f"best {best.name} {run.training.best:.4f}, in {folder / 'best.pt'}")
 
-    # Network
+
+def prepare(
+    config: Config,
+    folder: Path,
+    resume: Mapping[str, object] | None,
+    tasks: Mapping[str, Task],
+    mixture: Mixture,
+    val: Mapping[str, Frames],
+    best: Best,
+    device: torch.device,
+) -> Run:
+    """Builds the network, restores or saves the first state, and prints what will be trained."""
+    precision = pick_precision(config.precision, device)
+    epoch_steps, pin = steps_per_epoch(mixture, config), device.type == "cuda"
+    total = epoch_steps * config.epochs
     domains = {name: frames.tasks for name, frames in val.items()}
-    network = build_network(config, tasks, domains, load_encoder=not resume).to(device)
+    network = build_network(config, tasks, domains, load_encoder=not resume)
+    if not resume:
+        start_heads(network, mixture)
+    network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     training = Training(network, config, device, precision, total)
     if resume:
         training.restore(resume, folder / "last.pt")
     if distributed.is_main():
-        for part in folder.glob(".*.tmp"):  # a checkpoint in whose writing the run was killed
+        for part in folder.glob(".*.tmp"):  # of a checkpoint that was being written when the run was killed
             part.unlink()
         print(f"run       {folder}\n{summary(training, mixture, val, epoch_steps)}", flush=True)
         with whole_file(folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(plain(config), sort_keys=False))
-    network.train()
-    if config.freeze_bn:
-        freeze_batch_norm(network)
+    to_train_mode(network)
     if config.compile:
         network.encoder.compile()
         network.decoder.compile()
-
-    log = Log(folder if distributed.is_main() else None, total, first_step)
     if not resume:
         training.save(folder / "last.pt", resumable=True)  # so that --resume works from the first step on
-    stop = StopRequest()
-    pending: list[tuple[int, dict[str, Tensor]]] = []  # losses that were not yet looked at
-    saved_at = reported_at = time.monotonic()
-    waited = 0.0
-    batches = batches_of(loader)
-    for done in range(first_step + 1, total + 1):
-        # Step
+    first_step = training.data_steps
+    loader = train_loader(mixture, config, total, first_step, pin)
+    val_loaders = {name: eval_loader(frames, config, pin) for name, frames in val.items()}
+    log = Log(folder if distributed.is_main() else None, total, first_step)
+    return Run(folder, training, loader, val_loaders, best, epoch_steps, first_step, log)
+
+
+@torch.no_grad()
+def start_heads(network: Network, mixture: Mixture) -> None:
+    """Lets the heads begin at the mean of some training labels where a task wants it: roads are not 0.7 m away."""
+    for name, task in network.tasks.items():
+        bias = task.first_output(some_labels(mixture, name))
+        if bias is not None:
+            network.heads[name][-1].bias.fill_(bias)
+
+
+def to_train_mode(network: Network) -> None:
+    network.train()
+    if network.config.freeze_bn:
+        freeze_batch_norm(network.encoder)
+
+
+def loop(run: Run) -> None:
+    """All steps from the first one on; saves and exits when a signal asks for it."""
+    training, config, stop, progress = run.training, run.training.config, StopRequest(), Progress()
+    batches, saved_at = batches_of(run.loader), time.monotonic()
+    for done in range(run.first_step + 1, training.total_steps + 1):
         began = time.monotonic()
         try:
             step = [next(batches) for _ in range(config.accumulate)]
-        except (ValueError, OSError, RuntimeError):  # a file is gone or damaged, or a loader process died
-            check_finite(pending)
-            training.save(folder / "last.pt", resumable=True)
+        except (ValueError, OSError, RuntimeError):  # a file is missing or damaged, or a loader process died
+            progress.check()
+            training.save(run.folder / "last.pt", resumable=True)
             raise
-        waited += time.monotonic() - began
-        pending.append((done, training.take_step(step)))
-        log.bar.update()
+        progress.waited_s += time.monotonic() - began
+        progress.pending.append((done, training.take_step(step)))
+        run.log.bar.update()
 
-        # Report
-        epoch_ended, epoch = done % epoch_steps == 0, done // epoch_steps
+        epoch_ended = done % run.epoch_steps == 0
         late = config.save_minutes and time.monotonic() - saved_at > 60 * config.save_minutes
-        due, stopping = distributed.highest([bool(late) and distributed.is_main(), stop.requested])
+        due, stopping = ask_all(bool(late) and distributed.is_main(), stop.requested, done, epoch_ended)
         if done % config.log_every == 0 or epoch_ended or due or stopping:
-            check_finite(pending)
-        if done % config.log_every == 0 or done == total:
-            elapsed = time.monotonic() - reported_at
-            means = mean_losses(pending)
-            frames = len(pending) * frames_of_step(config)
-            log.losses(done, means, {
-                "images_per_s": frames / elapsed, "waiting_for_data": waited / elapsed,
-                "lr_encoder": config.lr_encoder * training.rate, "lr_decoder": config.lr_decoder * training.rate,
-                **{f"weight/{name}": value for name, value in training.weighting.factors().items()},
-                "epoch": done / epoch_steps,
-            })  # fmt: skip
-            pending.clear()
-            waited, reported_at = 0.0, time.monotonic()
-
-        # Evaluate
+            progress.check()
+        if done % config.log_every == 0 or done == training.total_steps:
+            progress.report(run, done)
         if epoch_ended:
             training.end_epoch()
-        if epoch_ended and (epoch % config.eval_every == 0 or epoch == config.epochs):
-            began = time.monotonic()
-            distributed.as_in_main(training.evaluated)  # batch norm's statistics differ
-            training.metrics, charts = evaluate_all(training.evaluated, val_loaders, device, precision)
-            if best_name not in training.metrics:
-                raise ValueError(f"best_metric: the split {config.val_split!r} has no labels for {best_name!r}")
-            is_best = training.best is None or sign * training.metrics[best_name] > sign * training.best
-            title = f"epoch {epoch}/{config.epochs}{' (best)' if is_best else ''}"
-            log.metrics(done, title, training.metrics, list(headlines))
-            for name, chart in charts.items():
-                log.picture(done, f"val/{name}", chart)
-            for name, frames in val.items() if distributed.is_main() else ():
-                for index in range(min(3, len(frames))):
-                    picture = validation_picture(training.evaluated, frames, index, device)
-                    log.picture(done, f"val/{name}/{index}", picture)
-            if is_best:
-                training.best = training.metrics[best_name]
-                training.save(folder / "best.pt", resumable=False)
-            reported_at += time.monotonic() - began
-
-        # Save
+            epoch = done // run.epoch_steps
+            if epoch % config.eval_every == 0 or epoch == config.epochs:
+                began = time.monotonic()
+                evaluate_and_keep(run, epoch, done)
+                progress.since += time.monotonic() - began
         if epoch_ended or due or stopping:
-            training.save(folder / "last.pt", resumable=True)
+            training.save(run.folder / "last.pt", resumable=True)
             saved_at = time.monotonic()
-            if stopping and done < total:
-                log.close()
-                if distributed.is_main():
-                    print(f"stopped after step {done}; go on with: python train.py --resume {folder}")
-                sys.exit(128 + stopping)
-    log.close()
-    if distributed.is_main():
-        print(f"best {best_name} {training.best:.4f}, in {folder / 'best.pt'}")
+        if stopping and done < training.total_steps:
+            run.log.close()
+            if distributed.is_main():
+                print(f"stopped after step {done}; go on with: python train.py --resume {run.folder}")
+            sys.exit(128 + stopping)
 
 
-def direction(metric: str, tasks: Mapping[str, Task], domains: Sequence[str]) -> int:
-    """1 when a higher value of "task/metric" is better, -1 when a lower one is. Raises ValueError for others.
+ASK_EVERY = 10  # steps; each question makes the processes wait for each other
 
-    With several data sets it is "data set/task/metric".
-    """
-    prefixes = [f"{name}/" for name in domains] if len(domains) > 1 else [""]
-    known = {
-        f"{prefix}{name}/{key}": sign
-        for prefix in prefixes
-        for name, task in tasks.items()
-        for key, sign in task.directions.items()
-    }
-    # segmentation/iou/chair is of the kind segmentation/iou
-    stem = next((name for name in known if metric == name or metric.startswith(f"{name}/")), metric)
-    if stem not in known:
-        raise ValueError(f"best_metric is {metric!r}{near(metric, known)}; allowed: {', '.join(known)}")
-    return known[stem]
+
+def ask_all(due: int, stopping: int, done: int, epoch_ended: bool) -> tuple[int, int]:
+    """Whether any process wants to save, and the signal that any of them got. Not asked in every step."""
+    if distributed.count() > 1 and done % ASK_EVERY and not epoch_ended:
+        return 0, 0
+    due, stopping = distributed.highest([due, stopping])
+    return due, stopping
+
+
+def evaluate_and_keep(run: Run, epoch: int, done: int) -> None:
+    """Evaluates, logs metrics and pictures, and writes best.pt if the network is the best so far."""
+    training, best, log = run.training, run.best, run.log
+    network, device, precision = training.evaluated, training.device, training.precision
+    distributed.as_in_main(network)  # the batch-norm statistics of the processes differ
+    # In eval mode until it is saved: without an average this is the network that is trained.
+    network.eval()
+    torch.backends.cudnn.benchmark = False  # frames have many sizes
+    training.metrics, charts = evaluate_all(network, run.val_loaders, device, precision)
+    if best.name not in training.metrics:
+        split = training.config.val_split
+        raise ValueError(f"best_metric: the split {split!r} has no labels for {best.name!r}")
+    improved = best.improves(training.metrics[best.name], training.best)
+    title = f"epoch {epoch}/{training.config.epochs}{' (best)' if improved else ''}"
+    log.metrics(done, title, training.metrics, best.headlines)
+    for name, chart in charts.items():
+        log.picture(done, f"val/{name}", chart)
+    for name, loader in run.val_loaders.items() if distributed.is_main() else ():
+        for index in range(min(3, len(loader.dataset))):
+            picture = validation_picture(network, loader.dataset, index, device, precision)
+            log.picture(done, f"val/{name}/{index}", picture)
+    if improved:
+        training.best = training.metrics[best.name]
+        training.save(run.folder / "best.pt", resumable=False)
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    to_train_mode(training.network)
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM: the step in hand is finished and saved first. A second Ctrl-C stops at once."""
+    """Ctrl-C and SIGTERM: the current step is finished and saved first. A second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.requested = 0
@@ -288,7 +345,7 @@ def main() -> None:
     parser.add_argument("--resume", metavar="FOLDER", help="go on with this run")
     arguments = parser.parse_args()
     folder, config, content = start_run(arguments) if not arguments.resume else resume_run(arguments)
-    with distributed.together(pick_device(config.device)):
+    with locked(folder), distributed.together(pick_device(config.device)):
         train(config, folder, content)
 
 

@@ -13,7 +13,7 @@ for it, and it adds nothing to losses and metrics.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from config import Config, near
-from geometry import View
+from geometry import Pixels, View
+from loss import Loss
 from metrics import Metrics, Protocol
 
 Size = tuple[int, int]  # height, width
@@ -168,9 +169,27 @@ class Task(ABC):
         """Raw output of the head that data sets share -> what belongs to this task's data set."""
         return raw
 
+    def first_output(self, labels: Iterable[np.ndarray]) -> float | None:
+        """The raw output to begin a training with, from some of its labels; None leaves it at 0."""
+        return None
+
+    # The loss. `loss_stride` lets maps be compared at some of their pixels only; other targets are taken whole.
+
+    def thin(self, target: Target, pixels: Pixels) -> Target:
+        """The part of the target that this step compares."""
+        return target
+
+    def sample(self, raw: Tensor, pixels: Pixels) -> Tensor:
+        """The part of the raw output that `loss` compares with `thin`'s target."""
+        return raw
+
+    def weight(self, target: Target) -> float:
+        """The weight that `loss` gives for this target, known before there is an output."""
+        return float(len(target))
+
     @abstractmethod
-    def loss(self, raw: Tensor, target: Target) -> Tensor:
-        """Raw output, target -> scalar; 0 when nothing is labeled."""
+    def loss(self, raw: Tensor, target: Target) -> Loss:
+        """Raw output, target -> (sum, weight) as in loss.py; 0 when nothing is labeled."""
 
     @abstractmethod
     def decode(self, raw: Tensor, size: Size) -> Tensor:

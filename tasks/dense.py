@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from geometry import View, resize_nearest, resize_raw
+from geometry import Pixels, View, resize_nearest, resize_raw, sample_raw
 from images import read_label
 from networks.decoders import Head
 from tasks.base import Size, Task
@@ -116,6 +116,18 @@ class DenseTask(Task):
 
     def smooth(self, earlier: Tensor, raw: Tensor, kept: Callable[[Size], Tensor]) -> Tensor:
         return torch.lerp(raw.float(), earlier.float(), kept(raw.shape[-2:]).to(raw.device))
+
+    def thin(self, target: Tensor, pixels: Pixels) -> Tensor:
+        """The target (B, H, W) or (B, 3, H, W) at these pixels."""
+        return target[..., pixels.rows, pixels.columns]
+
+    def sample(self, raw: Tensor, pixels: Pixels) -> Tensor:
+        """raw (B, channels, h, w) -> (B, channels, rows, columns), what `loss` compares with `thin`'s target."""
+        return sample_raw(raw, pixels)
+
+    def weight(self, target: Tensor) -> float:
+        """The weight that `loss` gives for this target, known before there is an output: its labeled pixels."""
+        return float((target != self.fill).sum())
 
     # Labels of teachers
 

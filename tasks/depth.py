@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -131,10 +132,20 @@ class Depth(DenseTask):
                 lines.append(f"  {split}: least {least:.2f} m, median {median:.2f} m, most {most:.2f} m")
         return lines
 
-    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        # In tenths of the range: beside a room of 10 m, a road of 80 m would be all that counts.
-        error = loss.berhu(self.scores(raw, target.shape[-2:])[:, 0], target, target > 0)
-        return error * (10 / self.max_m)
+    def first_output(self, labels: Iterable[np.ndarray]) -> float | None:
+        """Decodes to the mean of the labels' mean depths."""
+        means = [float(label[label > 0].mean()) for label in labels if (label > 0).any()]
+        if not means:
+            return None
+        depth = max(1e-3, sum(means) / len(means))
+        return {"softplus": depth + math.log(-math.expm1(-depth)), "exp": math.log(depth), "abs": depth}[
+            self.activation
+        ]
+
+    def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
+        total, weight = loss.berhu(self.scores(raw, target.shape[-2:])[:, 0], target, target > 0)
+        # Scaled by 10 / max_m, so that data sets with different depth ranges contribute losses of similar size.
+        return total * (10 / self.max_m), weight
 
     def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
         return self.ACTIVATIONS[self.activation](super().scores(raw, size))

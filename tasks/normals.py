@@ -66,7 +66,10 @@ class Normals(DenseTask):
     def channels(self) -> int:
         return 3
 
-    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
+    def weight(self, target: Tensor) -> float:
+        return float((target != 0).any(1).sum())
+
+    def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
         return loss.cosine(resize_raw(raw, target.shape[-2:]), target, target.abs().sum(1) > 0)
 
     def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -165,16 +167,28 @@ class Segmentation(DenseTask):
         return len(self.classes)
 
     def select(self, raw: Tensor) -> Tensor:
-        return raw[:, self.outputs] if self.outputs else raw
+        if not self.outputs:
+            return raw
+        first, last = self.outputs[0], self.outputs[-1]
+        if self.outputs == tuple(range(first, last + 1)):
+            return raw[:, first : last + 1]
+        # Not raw[:, list]: on a GPU, copying the list there would wait for the forward pass.
+        channels = raw.unbind(1)
+        return torch.stack([channels[output] for output in self.outputs], dim=1)
 
-    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        weights = torch.tensor(self.class_weights, device=raw.device) if self.class_weights else None
+    def weight(self, target: Tensor) -> float:
+        counts = torch.bincount(target.flatten(), minlength=NO_CLASS + 1)[: len(self.classes)].tolist()
+        return float(sum(map(operator.mul, counts, self.class_weights or [1.0] * len(counts))))
+
+    def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
+        weights = _on_device(self.class_weights, raw.device) if self.class_weights else None
         logits, valid = resize_raw(raw, target.shape[-2:]), target != NO_CLASS
-        parts = {
-            "cross_entropy": lambda: loss.cross_entropy(logits, target, valid, weights),
-            "dice": lambda: loss.dice(logits, target, valid),
-        }
-        return sum((parts[name]() for name in self.loss_kind.split("+")), start=logits.new_zeros(()))
+        if self.loss_kind == "dice":
+            return loss.dice(logits, target, valid)
+        total, weight = loss.cross_entropy(logits, target, valid, weights)
+        if self.loss_kind == "cross_entropy+dice":
+            total = total + loss.mean(loss.dice(logits, target, valid)) * weight
+        return total, weight
 
     def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
         return super().scores(raw, size).softmax(1)
@@ -243,6 +257,13 @@ class Segmentation(DenseTask):
 
     def save(self, prediction: np.ndarray, path: Path) -> None:
         write_png(path, prediction.astype(np.uint8), self.palette)
+
+
+@lru_cache(maxsize=64)
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Copied once: each copy to a GPU waits for what it is doing."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _different(colors: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:

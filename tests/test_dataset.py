@@ -191,7 +191,7 @@ def test_scales_are_resized_from_the_frame_itself(rooms_folder):
 def test_a_sample_depends_on_seed_epoch_and_index_only(rooms_folder):
     config = dataclasses.replace(Config(), crop=(48, 48), workers=0)
     first, second = (frames_of(rooms_folder, config, train=True) for _ in range(2))
-    second.decode_all()
+    second.decode_all(range(len(second)))
     [second[(5, index)] for index in range(4)]  # other samples in between change nothing
     for name, value in first[(1, 2)].items():
         assert torch.equal(value, second[(1, 2)][name])
@@ -204,7 +204,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(rooms_folder):
 def test_loaders_give_the_same_with_any_number_of_workers(rooms_folder, workers):
     config = dataclasses.replace(Config(), crop=(48, 48), workers=workers, batch_size=4)
     frames = frames_of(rooms_folder, config, train=True)
-    frames.decode_all()
+    frames.decode_all(range(len(frames)))
     mixture = Mixture([frames], [1.0])
     batches = list(train_loader(mixture, config, steps=6))
     assert len(batches) == 6

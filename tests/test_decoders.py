@@ -189,7 +189,7 @@ def test_a_small_unet_learns_a_picture(transposed):
     values = []
     for _ in range(25):
         logits = last(network(image)[0])
-        value = loss.cross_entropy(logits, target, valid) + loss.dice(logits, target, valid)
+        value = loss.mean(loss.cross_entropy(logits, target, valid)) + loss.mean(loss.dice(logits, target, valid))
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

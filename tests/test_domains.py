@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +17,7 @@ import pytest
 import torch
 import yaml
 from conftest import only_error_line, start, wait_for
+from PIL import Image
 
 from checkpoints import read_checkpoint
 from config import Config, make_config
@@ -150,8 +153,8 @@ def test_depth_has_one_head_and_each_data_set_its_range():
     # The same relative error costs the same in both.
     raw = torch.zeros(1, 1, 4, 4)
     level = float(torch.nn.functional.softplus(torch.zeros(())))
-    room = parts["room"].loss(raw, torch.full((1, 4, 4), level + 1.0))
-    road = parts["road"].loss(raw, torch.full((1, 4, 4), level + 8.0))
+    room, _ = parts["room"].loss(raw, torch.full((1, 4, 4), level + 1.0))
+    road, _ = parts["road"].loss(raw, torch.full((1, 4, 4), level + 8.0))
     assert float(room) == pytest.approx(float(road), rel=1e-5)
 
 
@@ -215,6 +218,94 @@ def test_accumulated_batches_weigh_frames_as_one_batch_would(two_sets):
     parts, _ = gradients(training, [stacked(mixture, keys[:3]), stacked(mixture, keys[3:])])
     for name, value in whole.items():
         assert torch.allclose(value, parts[name], atol=2e-6), name
+
+
+@pytest.fixture
+def patchy(rooms_folder: Path, tmp_path: Path) -> Path:
+    """Rooms of whose masks and depth different parts are missing; one mask is empty."""
+    folder = tmp_path / "patchy"
+    shutil.copytree(rooms_folder, folder)
+    for number, line in enumerate((folder / "train.txt").read_text().splitlines()):
+        _, mask, depth, *_ = line.split("\t")
+        for name, fill in ((mask, 255), (depth, 0)):
+            values = np.array(Image.open(folder / name))
+            values[: 6 * number, : 30 + number] = fill
+            if number == 2 and name == mask:
+                values[:] = fill
+            Image.fromarray(values).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (1, 3)], ids=str)
+def test_accumulated_batches_are_one_batch_whatever_is_labeled(patchy, sizes):
+    """With void, padding, class weights and the pixels of a stride. Depth is left out: berHu's threshold differs."""
+    _, training, mixture = prepared((patchy,), tasks="segmentation,normals", zoom="0.4,1.4", loss_stride="2")
+    own = training.network.domains[mixture.parts[0].folder.name]
+    own["segmentation"] = dataclasses.replace(own["segmentation"], class_weights=tuple(np.geomspace(1, 20, 40)))
+    samples = [mixture[0, 0, index] for index in range(4)]
+    labeled = [float((sample["segmentation"] != 255).float().mean()) for sample in samples]
+    assert max(labeled) > 2 * sorted(labeled)[1] and min(labeled) == 0, "frames that differ"
+    whole, losses = gradients(training, [torch.utils.data.default_collate(samples)])
+    training.data_steps = 0  # the same pixels
+    batches = [samples[: sizes[0]], samples[sizes[0] :]]
+    parts, losses_of_parts = gradients(training, list(map(torch.utils.data.default_collate, batches)))
+    assert len(whole) > 50
+    for name, value in whole.items():
+        assert torch.allclose(value, parts[name], rtol=1e-4, atol=2e-6), name
+    assert {name: float(value) for name, value in losses.items()} == pytest.approx(
+        {name: float(value) for name, value in losses_of_parts.items()}, rel=1e-5
+    )
+
+
+class FreeOutput(torch.nn.Module):
+    """In place of a network: its raw output of depth is the parameter."""
+
+    def __init__(self, raw: torch.Tensor) -> None:
+        super().__init__()
+        self.raw = torch.nn.Parameter(raw)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self.raw, {"depth": self.raw}
+
+
+@pytest.mark.parametrize(("stride", "side"), [(1, 96), (2, 96), (4, 96), (2, 98), (4, 98)])
+def test_the_loss_compares_outputs_and_labels_at_the_same_pixels(rooms_folder, stride, side):
+    """A ramp of one meter a column, fitted through the training's step and decoded, is where it was."""
+    _, training, _ = prepared((rooms_folder,), tasks="depth", loss_stride=stride, depth_activation="abs")
+    (domain,) = training.network.domains.values()
+    ramp = torch.arange(float(side)).expand(1, side, side).contiguous() + 20
+    ramp += torch.arange(float(side))[:, None] / 2
+    batch = {
+        "image": torch.zeros(1, 3, side, side, dtype=torch.uint8), "depth": ramp,
+        "domain": torch.zeros(1, dtype=torch.long), "weight": torch.ones(1, 1),
+    }  # fmt: skip
+    small = -(-side // 4)
+    training.passes = FreeOutput(torch.full((1, 1, small, small), 80.0))
+    optimizer = torch.optim.Adam(training.passes.parameters(), lr=8.0)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+    training.update = update
+    for _ in range(400):
+        training.take_step([batch])
+    with torch.no_grad():
+        off = domain["depth"].decode(training.passes.raw, (side, side)) - ramp
+    inside = off[0, 8:-8, 8:-8]
+    assert inside.abs().mean() < 0.05, "in columns"
+
+
+def test_each_pixel_is_used_and_all_processes_use_the_same(rooms_folder):
+    _, training, _ = prepared((rooms_folder,), loss_stride="4")
+    seen = []
+    for step in range(200):
+        training.data_steps = step
+        seen.append(training.loss_pixels((64, 64)))
+    assert {(pixels.top, pixels.left) for pixels in seen} == set(itertools.product(range(4), range(4)))
+    assert training.loss_pixels((64, 64)) == seen[-1], "from the step number alone"
 
 
 def test_outputs_of_other_data_sets_get_no_gradient(rooms_folder, two_sets, tmp_path):

@@ -16,7 +16,7 @@ from conftest import shared
 from config import Config
 from dataset import Frames
 from folders import make_domains, read_folder, read_list
-from geometry import argmax_in_bands, argmax_resized, normals_from_depth, resize_raw, scaled_camera
+from geometry import Pixels, argmax_in_bands, argmax_resized, normals_from_depth, resize_raw, sample_raw, scaled_camera
 from tasks import Depth, Normals
 
 CAMERA = {"fx": 110.0, "fy": 95.0, "cx": 60.3, "cy": 41.7}
@@ -147,3 +147,25 @@ def test_the_argmax_is_that_of_the_resized_map(small, large, classes):
 def test_equal_values_and_single_classes():
     assert (argmax_resized(torch.zeros(1, 5, 6, 7), (24, 28)) == 0).all()
     assert (argmax_resized(torch.randn(1, 1, 6, 7), (24, 28)) == 0).all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("stride", "top", "left"), [(1, 0, 0), (2, 0, 1), (4, 3, 0), (4, 1, 2)])
+@pytest.mark.parametrize("size", [(96, 64), (98, 61)])
+def test_sampled_outputs_are_those_of_the_resized(size, stride, top, left, layout):
+    raw = torch.randn(2, 3, 25, 16).to(memory_format=layout).requires_grad_()
+    expected = resize_raw(raw, size)[..., top::stride, left::stride]
+    found = sample_raw(raw, Pixels(size, stride, top, left))
+    assert torch.allclose(found, expected, atol=5e-5)
+    direction = torch.randn_like(expected)
+    first, second = (torch.autograd.grad((value * direction).sum(), raw)[0] for value in (found, expected))
+    assert torch.allclose(first, second, atol=1e-3)
+
+
+def test_what_evaluation_has_cached_serves_training():
+    with torch.inference_mode():
+        argmax_in_bands(torch.randn(1, 3, 17, 19), (67, 75))
+        sample_raw(torch.randn(1, 3, 17, 19), Pixels((67, 75), 2))
+    raw = torch.randn(1, 3, 17, 19, requires_grad=True)
+    sample_raw(raw, Pixels((67, 75), 2)).square().sum().backward()
+    assert raw.grad.any()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -9,20 +11,29 @@ import loss
 RANDOM = torch.Generator().manual_seed(0)
 
 
+def mean_of(function: Callable[..., loss.Loss]) -> Callable[..., torch.Tensor]:
+    return lambda *arguments: loss.mean(function(*arguments))
+
+
 def make(name: str) -> tuple:
     """(function, prediction (2, ...), target, valid) of odd size."""
     valid = torch.rand(2, 7, 9, generator=RANDOM) > 0.3
     if name in ("cross_entropy", "dice"):
         return (
-            getattr(loss, name),
+            mean_of(getattr(loss, name)),
             torch.randn(2, 5, 7, 9, generator=RANDOM),
             torch.randint(0, 5, (2, 7, 9), generator=RANDOM),
             valid,
         )
     if name == "berhu":
-        return loss.berhu, torch.rand(2, 7, 9, generator=RANDOM) * 9, torch.rand(2, 7, 9, generator=RANDOM) * 9, valid
+        return (
+            mean_of(loss.berhu),
+            torch.rand(2, 7, 9, generator=RANDOM) * 9,
+            torch.rand(2, 7, 9, generator=RANDOM) * 9,
+            valid,
+        )
     target = nn.functional.normalize(torch.randn(2, 3, 7, 9, generator=RANDOM), dim=1)
-    return loss.cosine, torch.randn(2, 3, 7, 9, generator=RANDOM), target, valid
+    return mean_of(loss.cosine), torch.randn(2, 3, 7, 9, generator=RANDOM), target, valid
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "dice", "berhu", "cosine"])
@@ -68,29 +79,29 @@ class TestEveryLoss:
 def test_cross_entropy_equals_torch(weights):
     _, logits, target, valid = make("cross_entropy")
     expected = nn.CrossEntropyLoss(weights, ignore_index=-1)(logits, target.where(valid, torch.tensor(-1)))
-    assert torch.allclose(loss.cross_entropy(logits, target, valid, weights), expected)
+    assert torch.allclose(loss.mean(loss.cross_entropy(logits, target, valid, weights)), expected)
 
 
 def test_berhu_by_hand():
     # Errors 0.1, 0.5 and 2: c = 0.4. Linear below it, (e^2 + c^2) / 2c above.
     prediction, target = torch.tensor([[[1.1, 2.5, 0.0]]]), torch.tensor([[[1.0, 2.0, 2.0]]])
     expected = (0.1 + (0.25 + 0.16) / 0.8 + (4 + 0.16) / 0.8) / 3
-    assert loss.berhu(prediction, target, torch.ones(1, 1, 3, dtype=torch.bool)).item() == pytest.approx(
-        expected, rel=1e-5
-    )
+    total, weight = loss.berhu(prediction, target, torch.ones(1, 1, 3, dtype=torch.bool))
+    assert total.item() == pytest.approx(3 * expected, rel=1e-5) and weight == 3
 
 
 def test_cosine_by_hand():
     prediction = torch.tensor([[2.0, 0, 0], [0, 3, 0]]).T.reshape(1, 3, 1, 2)
     target = torch.tensor([[1.0, 0, 0], [1, 0, 0]]).T.reshape(1, 3, 1, 2)
-    assert loss.cosine(prediction, target, torch.ones(1, 1, 2, dtype=torch.bool)).item() == pytest.approx(0.5)
+    total, weight = loss.cosine(prediction, target, torch.ones(1, 1, 2, dtype=torch.bool))
+    assert total.item() == pytest.approx(1) and weight == 2
 
 
 def test_cross_entropy_of_two_classes_is_the_binary_one():
     valid = torch.rand(2, 7, 9, generator=RANDOM) > 0.3
     target = torch.randint(0, 2, (2, 7, 9), generator=RANDOM)
     logits = (3 * torch.randn(2, 2, 7, 9, generator=RANDOM)).requires_grad_()
-    ours = loss.cross_entropy(logits, target, valid)
+    ours = loss.mean(loss.cross_entropy(logits, target, valid))
     (gradient,) = torch.autograd.grad(ours, logits)
     difference = logits[:, 1] - logits[:, 0]
     binary = nn.functional.binary_cross_entropy_with_logits(difference[valid], target[valid].float())
@@ -109,9 +120,10 @@ def test_dice_by_hand():
     target, valid = torch.tensor([[[1, 1, 0, 1]]]), torch.tensor([[[True, True, True, False]]])
     front = 2 * (0.8 + 0.6) / (0.64 + 0.36 + 0.01 + 2)
     back = 2 * 0.9 / (0.04 + 0.16 + 0.81 + 1)
-    assert loss.dice(logits, target, valid).item() == known_dice(front, back)
+    dice = mean_of(loss.dice)
+    assert dice(logits, target, valid).item() == known_dice(front, back)
     # Only class 1 occurs in the first two pixels: class 0 is left out.
-    assert loss.dice(logits, target, valid & (target == 1)).item() == known_dice(2 * 1.4 / (0.64 + 0.36 + 2))
+    assert dice(logits, target, valid & (target == 1)).item() == known_dice(2 * 1.4 / (0.64 + 0.36 + 2))
 
 
 @pytest.mark.parametrize(
@@ -120,25 +132,26 @@ def test_dice_by_hand():
 def test_dice_of_certain_predictions_is_one_minus_the_score_of_sets(guess, expected):
     logits = 100 * nn.functional.one_hot(torch.tensor(guess), 2).T.reshape(1, 2, 2, 2).float()
     target = torch.tensor([[[1, 1], [0, 0]]])
-    assert loss.dice(logits, target, torch.ones_like(target, dtype=torch.bool)).item() == pytest.approx(expected)
+    everything = torch.ones_like(target, dtype=torch.bool)
+    assert mean_of(loss.dice)(logits, target, everything).item() == pytest.approx(expected)
 
 
 def test_dice_ignores_nan_where_nothing_is_labelled():
-    _, logits, target, valid = make("dice")
+    dice, logits, target, valid = make("dice")
     garbage = logits.masked_fill(~valid[:, None], float("nan")).requires_grad_()
-    value = loss.dice(garbage, target.masked_fill(~valid, 255), valid)
+    value = dice(garbage, target.masked_fill(~valid, 255), valid)
     value.backward()
-    assert torch.equal(value, loss.dice(logits, target, valid))
+    assert torch.equal(value, dice(logits, target, valid))
     assert not garbage.grad[~valid[:, None].expand_as(garbage)].any()
     assert garbage.grad.isfinite().all() and garbage.grad.any()
 
 
 def test_dice_takes_the_label_types_of_the_data():
-    _, logits, target, valid = make("dice")
-    assert torch.equal(loss.dice(logits, target.to(torch.uint8), valid), loss.dice(logits, target, valid))
+    dice, logits, target, valid = make("dice")
+    assert torch.equal(dice(logits, target.to(torch.uint8), valid), dice(logits, target, valid))
 
 
-@pytest.mark.parametrize("function", [loss.dice, loss.cross_entropy])
+@pytest.mark.parametrize("function", [mean_of(loss.dice), mean_of(loss.cross_entropy)], ids=["dice", "cross_entropy"])
 def test_gradients_are_those_of_finite_differences(function):
     _, logits, target, valid = make("dice")
     logits, target, valid = logits[:1, :, :2, :3].double().requires_grad_(), target[:1, :2, :3], valid[:1, :2, :3]

@@ -20,7 +20,8 @@ from checkpoints import read_checkpoint
 # Frozen batch norm and plain steps: what is left differs by rounding only.
 OPTIONS = (
     "--long_side", 0, "--crop", "64,64", "--encoder", "resnet18", "--decoder_width", 16, "--crp_stages", 1,
-    "--class_weights", "none", "--freeze_bn", "true", "--optimizer", "sgd", "--momentum", 0, "--clip_norm", 0,
+    "--class_weights", "log", "--zoom", "0.4,1.4",
+    "--freeze_bn", "true", "--optimizer", "sgd", "--momentum", 0, "--clip_norm", 0,
     "--lr_encoder", 1e-2, "--lr_decoder", 1e-2, "--warmup_steps", 0, "--epochs", 2, "--eval_every", 1, "--log_every", 1,
     "--workers", 0, "--device", "cpu", "--threads", 1, "--task_weighting", "uncertainty",
 )  # fmt: skip

@@ -59,12 +59,31 @@ def test_saved_values_read_back(task, tmp_path):
 def test_no_label_costs_nothing_and_counts_nothing(task):
     label = task.to_tensor(task.no_label(32, 40))[None]
     raw = torch.randn(1, task.channels, 8, 10, requires_grad=True)
-    value = task.loss(raw, label)
+    value, weight = task.loss(raw, label)
     value.backward()
-    assert value == 0 and not raw.grad.any()
+    assert value == weight == task.weight(label) == 0 and not raw.grad.any()
     metrics = task.metrics(Protocol())
     metrics.update(task.decode(raw.detach(), (32, 40)), label)
     assert metrics.compute() == {}
+
+
+def test_the_weight_is_known_before_the_loss(task):
+    """A step divides by the weight of all its labels, which it must know before the first of its batches."""
+    label = task.decode(torch.randn(2, task.channels, 5, 6), (32, 40))
+    label[:, ..., :7, :] = task.fill
+    whole = task.loss(torch.randn(2, task.channels, 8, 10), label)[1]
+    assert float(whole) == task.weight(label) == 2 * 25 * 40
+    assert float(whole) == sum(task.weight(label[frame : frame + 1]) for frame in range(2))
+
+
+def test_class_weights_weigh_the_loss_and_its_weight():
+    task = Segmentation(classes=("a", "b"), class_weights=(1.0, 3.0))
+    label = torch.tensor([[[0, 1, 1, NO_CLASS]]], dtype=torch.uint8)
+    raw = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.5], [9.0, 0.0]]).T.view(1, 2, 1, 4)
+    costs = [np.log(1 + np.exp(-2)), np.log(1 + np.exp(-1)), np.log(2)]
+    total, weight = task.loss(raw, label)
+    assert float(total) == pytest.approx(costs[0] + 3 * costs[1] + 3 * costs[2]) and float(weight) == 7
+    assert task.weight(label) == 7
 
 
 def test_a_perfect_prediction_scores_best(task):

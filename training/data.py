@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -40,20 +40,35 @@ def load_data(
         heads, domains = tasks_from_plain(resume["tasks"]), stored
     train_lists = [read_list(folder, config.train_split, config.teacher_labels) for folder in folders]
     val_lists = [read_list(folder, config.val_split) for folder in folders]
-    if config.val_split != config.train_split:  # who names one split for both wants to see what is learnt by heart
+    # Training and validating on one split is allowed, to check that the network can overfit.
+    if config.val_split != config.train_split:
         refuse_shared_frames(list(chain(*train_lists)), list(chain(*val_lists)))
     parts, val = [], {}
     for folder, train_list, val_list in zip(folders, train_lists, val_lists, strict=True):
         part = Frames(folder, train_list, domains[folder.name], config, train=True)
         if config.cache:
-            part.decode_all()
+            part.decode_all(range(len(part)))
         if config.class_weights == "log" and not resume:
             for number, (name, task) in enumerate(part.tasks.items()):
-                if any(part.weights(index)[number] for index in range(len(part))):
+                labeled = any(part.weights(index)[number] for index in range(len(part)))
+                if labeled:
                     weights = 1 / np.log(1.02 + class_frequencies(part, task))
                     part.tasks[name] = task.with_class_weights(weights.tolist())
         parts.append(part)
         val[folder.name] = Frames(folder, val_list, part.tasks, config, train=False)
         if config.cache:
-            val[folder.name].decode_all()
+            frames = val[folder.name]
+            frames.decode_all(range(distributed.rank(), len(frames), distributed.count()))  # what eval_loader takes
     return heads, Mixture(parts, list(config.data.values())), val
+
+
+def some_labels(mixture: Mixture, task: str, most: int = 64) -> Iterator[np.ndarray]:
+    """Training labels of a task as they are on disk, at most so many, from all over the data sets."""
+    places = [
+        (part, index)
+        for part in mixture.parts
+        for index in range(len(part))
+        if task in part.tasks and part.weights(index)[list(part.tasks).index(task)]
+    ]
+    for part, index in places[:: max(1, -(-len(places) // most))]:
+        yield part.arrays(index)[task]

@@ -1,13 +1,16 @@
-"""One step of training: optimizer, schedule, averaged weights, and what last.pt must hold to go on."""
+"""One step of training: the losses of all its batches, the update, averaged weights, and the state in last.pt."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -15,51 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 import distributed
 from checkpoints import save_checkpoint
 from config import Config, plain
+from geometry import Pixels
 from model import Network, freeze_batch_norm
 from networks.encoders import load_matching
 from tasks import tasks_to_plain
+from tasks.base import Target
+from training.optimizer import build_optimizer, rate_factor, restore_optimizer
 from training.weighting import build_weighting
 from utils import autocast, git_commit
 
 ADVICE = "Lower --lr_encoder and --lr_decoder, or set --precision fp32 or --clip_norm 1"
-
-
-def build_optimizer(network: Network, config: Config, weighting: nn.Module | None = None) -> torch.optim.Optimizer:
-    """Groups by part (encoder, or decoder and heads) and by whether the tensor decays (weights of convolutions do).
-
-    What a task weighting learns has a group of its own, with ten times the decoder's rate.
-    """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name.startswith("encoder."), parameter.ndim > 1), []).append(parameter)
-    settings = [
-        {
-            "name": f"{'encoder' if in_encoder else 'decoder'}, {'decay' if decays else 'no decay'}",
-            "params": parameters,
-            "base_lr": config.lr_encoder if in_encoder else config.lr_decoder,
-            "lr": config.lr_encoder if in_encoder else config.lr_decoder,
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (in_encoder, decays), parameters in groups.items()
-    ]
-    if weighting is not None and (learned := list(weighting.parameters())):
-        # AdamW moves a number by about the rate in a step, and a log variance has several units to go.
-        rate = 10 * config.lr_decoder
-        rates = {"base_lr": rate, "lr": rate, "weight_decay": 0.0}
-        settings.append({"name": "weighting, no decay", "params": learned, **rates})
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=config.lr_decoder, momentum=config.momentum, fused=True)
-    return torch.optim.AdamW(settings, lr=config.lr_decoder, fused=True)
-
-
-def rate_factor(config: Config, step: int, total: int) -> float:
-    """What the learning rates are multiplied with at optimizer step `step` of `total`."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-    factors = {"poly": (1 - progress) ** 0.9, "cosine": (1 + math.cos(math.pi * progress)) / 2, "constant": 1.0}
-    return factors[config.schedule]
 
 
 class Average:
@@ -71,7 +39,7 @@ class Average:
 
     def update(self, network: Network) -> None:
         self.updates += 1
-        # Short memory at first: the average should not carry the initial weights along.
+        # Short memory at first, so that the initial weights are soon forgotten.
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         mine, theirs = (
             [value for value in part.state_dict().values() if value.is_floating_point()]
@@ -89,19 +57,47 @@ def convert_sync_batchnorm(network: Network, device: torch.device) -> None:
     network.encoder, network.decoder = convert(network.encoder), convert(network.decoder)
 
 
-def check_finite(pending: list[tuple[int, dict[str, Tensor]]]) -> None:
-    """Raises ValueError for the first loss that is not finite. Reads the losses of many steps at once, because
-    each reading makes a GPU wait."""
-    for step, losses in pending:
-        for name, value in losses.items():
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"step {step}: the {name} loss is {float(value)}; the last checkpoint is from before it. {ADVICE}"
-                )
+def check_finite(pending: Sequence[tuple[int, Mapping[str, Tensor]]]) -> None:
+    """Raises ValueError for the first loss that is not finite.
+
+    Called every `log_every` steps, not every step, because reading a loss waits for the GPU. Reads all in one copy.
+    """
+    losses = [(step, name, value) for step, values in pending for name, value in values.items()]
+    if not losses:
+        return
+    for (step, name, _), value in zip(losses, torch.stack([item[2] for item in losses]).tolist(), strict=True):
+        if not math.isfinite(value):
+            raise ValueError(
+                f"step {step}: the {name} loss is {value}; the last checkpoint is from before it. {ADVICE}"
+            )
+
+
+class Group(NamedTuple):
+    """Labels whose losses are averaged together."""
+
+    task: str
+    domain: str  # the data set
+    taught: bool  # by a teacher
+
+
+class Labels(NamedTuple):
+    """A group's labels in one batch."""
+
+    frames: list[int]  # which frames of the batch
+    target: Tensor  # on the CPU
+    weight: float  # of the target, see Task.weight
+    importance: float  # 1, or config.teacher_weight
+
+
+class Total(NamedTuple):
+    """What a group has in a whole step, in all processes."""
+
+    frames: float
+    weight: float
 
 
 class Passes(nn.Module):
-    """A network whose forward pass gives all that a step needs: what the heads share, and their raw outputs."""
+    """A network whose forward pass returns the map that the heads share, and their raw outputs."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -113,11 +109,11 @@ class Passes(nn.Module):
 
 
 class Training:
-    """What a run consists of and what its last.pt must bring back: weights, average, optimizer, scaler, counters.
+    """The state of a run, which last.pt stores and restores: weights, average, optimizer, scaler, counters.
 
-    In several processes each takes its part of a step's frames, and all make the same update: that of one process
-    with all of the frames, but for batch norm, whose statistics are those of one process's frames (or, with sync_bn,
-    of all).
+    Each of several processes takes its part of a step's frames, and all make the same update: that of one process with
+    all of the frames. Exceptions: batch norm uses the statistics of one process's frames (with sync_bn, of all), and
+    berHu's threshold and Dice are computed over one micro-batch of one process.
     """
 
     def __init__(
@@ -126,7 +122,7 @@ class Training:
         self.network, self.config, self.device, self.precision = network, config, device, precision
         self.total_steps = total_steps
         if config.freeze_bn:
-            freeze_batch_norm(network)
+            freeze_batch_norm(network.encoder)
         self.average = Average(network, config.ema) if config.ema else None
         self.passes: nn.Module = Passes(network)
         if distributed.count() > 1:
@@ -138,97 +134,127 @@ class Training:
         self.weighting = build_weighting(config.task_weighting, list(network.tasks), config.loss_weights).to(device)
         self.optimizer = build_optimizer(network, config, self.weighting)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-        self.step, self.data_steps = 0, 0  # steps of the optimizer, and of the data: fp16 leaves some out
-        self.rate = 0.0  # what the learning rates were last multiplied with
+        self.step, self.data_steps = 0, 0  # of the optimizer, and of the data: fp16 skips some updates
+        self.commit = git_commit()  # of the code that runs, whatever is committed while it trains
         self.epoch_losses: dict[str, Tensor] = {}  # task -> (2,) sum of its losses in this epoch, and of steps
         self.best: float | None = None
         self.metrics: dict[str, float] = {}
 
     @property
     def evaluated(self) -> Network:
-        """The network that is evaluated and kept."""
+        """The network that is evaluated and saved: the average, or without one the network itself."""
         return self.average.network if self.average else self.network
 
     def take_step(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """An optimizer step on batches of `dataset.train_loader`. Returns the mean losses by name: those of the tasks,
         and with several data sets or with labels of teachers also those of each, data set/task[/teacher]."""
-        frames = self.count_frames(batches)
-        sums = {name: torch.zeros((), device=self.device) for name in frames}
-        for number, batch in enumerate(batches):
+        pixels = self.loss_pixels(tuple(batches[0]["image"].shape[-2:]))
+        parts = [self.split(batch, pixels) for batch in batches]
+        totals = self.count_labels(parts)
+        sums = {group: torch.zeros((), device=self.device) for group in totals}
+        for number, (batch, labels) in enumerate(zip(batches, parts, strict=True)):
             last = number == len(batches) - 1
             # Gradients go through the network of processes once a step.
             alone = contextlib.nullcontext() if last or distributed.count() == 1 else self.passes.no_sync()
             with alone:
-                self.accumulate(batch, frames, sums)
+                self.accumulate(batch, labels, pixels, totals, sums)
         self.update()
         self.data_steps += 1
         if distributed.count() > 1:
-            totals = distributed.reduced(torch.stack(list(sums.values())))
-            sums = dict(zip(sums, totals, strict=True))
-        means = {name: value / frames[name] for name, value in sums.items()}
+            reduced = distributed.reduced(torch.stack(list(sums.values())))
+            sums = dict(zip(sums, reduced, strict=True))
+        return self.means(sums, totals)
+
+    def means(self, sums: Mapping[Group, Tensor], totals: Mapping[Group, Total]) -> dict[str, Tensor]:
+        """The step's losses by name, from the sums of its groups. A task's is the mean over its labeled frames."""
+        means: dict[str, Tensor] = {}
         for task in self.network.tasks:
-            if task in means:
-                entry = torch.stack([means[task], torch.ones_like(means[task])])
-                self.epoch_losses[task] = self.epoch_losses[task] + entry if task in self.epoch_losses else entry
+            groups = [group for group in sums if group.task == task]
+            if not groups:
+                continue
+            values = {group: sums[group] / (totals[group].weight or 1.0) for group in groups}
+            frames = sum(totals[group].frames for group in groups)
+            means |= {self.group_name(group): value for group, value in values.items()}
+            means[task] = sum(value * (totals[group].frames / frames) for group, value in values.items())
+            entry = torch.stack([means[task], torch.ones_like(means[task])])
+            self.epoch_losses[task] = self.epoch_losses[task] + entry if task in self.epoch_losses else entry
         return means
 
     def end_epoch(self) -> None:
-        """Tells the task weighting how the epoch went."""
+        """Gives the epoch's mean losses to the task weighting."""
         self.weighting.end_epoch({task: float(total / count) for task, (total, count) in self.epoch_losses.items()})
         self.epoch_losses = {}
 
-    def groups(self, batch: Mapping[str, Tensor], task: str) -> dict[tuple[str, float], list[int]]:
-        """{(data set, weight): the frames with a label for the task}, from the CPU's copy: no GPU is waited for."""
-        weights = batch["weight"][:, list(self.network.tasks).index(task)].tolist()
-        names = list(self.network.domains)
-        found: dict[tuple[str, float], list[int]] = {}
-        for frame, (domain, weight) in enumerate(zip(batch["domain"].tolist(), weights, strict=True)):
-            if weight:
-                found.setdefault((names[domain], weight), []).append(frame)
-        return found
+    def loss_pixels(self, size: tuple[int, int]) -> Pixels:
+        """The pixels of this step's views at which the losses are computed: equal in all processes, and after a resume.
 
-    def group_name(self, task: str, domain: str, weight: float) -> str:
-        name = f"{domain}/{task}" if len(self.network.domains) > 1 else task
-        return name if weight == 1 else f"{name}/teacher"
+        A new offset for each step, so that every pixel is used in the long run.
+        """
+        stride = self.config.loss_stride
+        top, left = np.random.default_rng([self.config.seed, self.data_steps]).integers(stride, size=2).tolist()
+        return Pixels(size, stride, top, left)
 
-    def count_frames(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, int]:
-        """How many labelled frames of the step there are for each task and each group, in all processes."""
-        counts: dict[str, int] = {}
-        for task in self.network.tasks:  # each name, also of what only another process has
-            names = [self.group_name(task, domain, weight) for weight in (1, 0) for domain in self.network.domains]
-            counts |= dict.fromkeys((task, *names), 0)
-        for batch in batches:
-            for task in self.network.tasks:
-                for (domain, weight), members in self.groups(batch, task).items():
-                    for name in dict.fromkeys((task, self.group_name(task, domain, weight))):
-                        counts[name] += len(members)
-        totals = zip(counts, distributed.add_up(list(counts.values())), strict=True)
-        return {name: total for name, total in totals if total}
+    def split(self, batch: Mapping[str, Tensor], pixels: Pixels) -> dict[Group, Labels]:
+        """The labels of a batch by group, on the CPU, at `pixels`: full-size labels never go to the device."""
+        names, parts = list(self.network.domains), {}
+        for number, task in enumerate(self.network.tasks):
+            members: dict[Group, list[int]] = {}
+            rows = zip(batch["domain"].tolist(), batch["weight"][:, number].tolist(), strict=True)
+            for frame, (domain, weight) in enumerate(rows):
+                if weight:
+                    members.setdefault(Group(task, names[domain], weight != 1), []).append(frame)
+            for group, frames in members.items():
+                own = self.network.domains[group.domain][task]
+                target = own.thin(batch[task], pixels)
+                if len(frames) < len(batch["image"]):
+                    target = own.pick(target, frames)
+                parts[group] = Labels(frames, target, own.weight(target), float(batch["weight"][frames[0], number]))
+        return parts
 
-    def accumulate(self, batch: Mapping[str, Tensor], frames: Mapping[str, int], sums: dict[str, Tensor]) -> None:
-        """Adds a batch's gradients to those of the step, and its losses to `sums`; `frames` are those of the step."""
+    def group_name(self, group: Group) -> str:
+        name = f"{group.domain}/{group.task}" if len(self.network.domains) > 1 else group.task
+        return f"{name}/teacher" if group.taught else name
+
+    def count_labels(self, parts: Sequence[Mapping[Group, Labels]]) -> dict[Group, Total]:
+        """The labeled frames of the step and what their labels weigh, for each group, in all processes."""
+        # Also the groups that only other processes have.
+        groups = itertools.starmap(Group, itertools.product(self.network.tasks, self.network.domains, (False, True)))
+        counts = {group: [0.0, 0.0] for group in groups}
+        for group, labels in itertools.chain.from_iterable(part.items() for part in parts):
+            counts[group][0] += len(labels.frames)
+            counts[group][1] += labels.weight
+        summed = distributed.add_up(list(itertools.chain.from_iterable(counts.values())))
+        pairs = zip(summed[::2], summed[1::2], strict=True)
+        totals = {group: Total(*pair) for group, pair in zip(counts, pairs, strict=True)}
+        return {group: total for group, total in totals.items() if total.frames}
+
+    def accumulate(
+        self,
+        batch: Mapping[str, Tensor],
+        labels: Mapping[Group, Labels],
+        pixels: Pixels,
+        totals: Mapping[Group, Total],
+        sums: dict[Group, Tensor],
+    ) -> None:
+        """Adds a batch's gradients to those of the step, and its losses to `sums`; `totals` are those of the step."""
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         images = batch["image"].to(self.device, non_blocking=True, memory_format=layout)
         with autocast(self.device, self.precision):
             shared, outputs = self.passes(images)
         losses: dict[str, Tensor] = {}
-        portions: dict[str, float] = {}  # of the step's labelled frames
-        stride = self.config.loss_stride
-        for task, raws in outputs.items():
-            target = batch[task].to(self.device, non_blocking=True)[..., stride // 2 :: stride, stride // 2 :: stride]
-            for (domain, weight), members in self.groups(batch, task).items():
-                own, raw, label = self.network.domains[domain][task], raws, target
-                if len(members) < len(images):
-                    chosen = torch.tensor(members).to(self.device, non_blocking=True)
-                    raw, label = raw[chosen], target[chosen]
-                value = own.loss(own.select(raw), label)
-                # A frame without a label for the task adds nothing; each other one adds the same, in whichever of
-                # the step's batches and in whatever company it is.
-                part = (weight * len(members) / frames[task]) * value
-                losses[task] = losses[task] + part if task in losses else part
-                portions[task] = portions.get(task, 0.0) + len(members) / frames[task]
-                for name in dict.fromkeys((task, self.group_name(task, domain, weight))):
-                    sums[name] = sums[name] + len(members) * value.detach()
+        portions: dict[str, float] = {}  # of the step's labeled frames
+        for group, (frames, target, _, importance) in labels.items():
+            own, raw = self.network.domains[group.domain][group.task], outputs[group.task]
+            if len(frames) < len(images):
+                raw = raw[self.upload(torch.tensor(frames))]
+            total, _ = own.loss(own.sample(own.select(raw), pixels), self.upload(target))
+            sums[group] += total.detach()
+            # The mean over the group's labeled pixels of the whole step, weighted by the group's share of the task's
+            # labeled frames: a sparsely labeled data set counts as its frames do.
+            in_step = sum(item.frames for other, item in totals.items() if other.task == group.task)
+            scale = importance * totals[group].frames / in_step / (totals[group].weight or 1.0)
+            losses[group.task] = losses.get(group.task, 0.0) + scale * total
+            portions[group.task] = portions.get(group.task, 0.0) + len(frames) / in_step
         if distributed.count() == 1:
             self.weighting.backward(losses, shared, self.scaler.scale, portions)
             return
@@ -243,14 +269,21 @@ class Training:
         else:
             self.scaler.scale(nothing).backward()
 
+    def upload(self, target: Target) -> Target:
+        """To the device, without waiting for it: a GPU copies pinned memory while it computes."""
+        if not isinstance(target, Tensor):
+            return [self.upload(label) for label in target]
+        pinned = target.contiguous().pin_memory() if self.device.type == "cuda" else target.contiguous()
+        return pinned.to(self.device, non_blocking=True)
+
     def update(self) -> None:
         """The optimizer step that follows on the gradients."""
         for parameter in self.weighting.parameters() if distributed.count() > 1 else ():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = distributed.reduced(gradient) / distributed.count()
-        self.rate = rate_factor(self.config, self.step, self.total_steps)
+        factor = rate_factor(self.config, self.step, self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * self.rate
+            group["lr"] = group["base_lr"] * factor
         if self.config.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
@@ -258,12 +291,17 @@ class Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        # fp16 leaves out a step whose gradients overflow, and lowers the scale: the schedule waits for it.
+        # fp16: the scaler skips an update whose gradients overflow, and lowers its scale. The schedule waits.
         if self.scaler.is_enabled() and self.scaler.get_scale() < scale:
             return
         self.step += 1
         if self.average:
             self.average.update(self.network)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Those of the last update, as the optimizer has them."""
+        rates = {group["name"].partition(",")[0]: group["lr"] for group in self.optimizer.param_groups}
+        return {f"lr_{part}": rates[part] for part in ("encoder", "decoder") if part in rates}
 
     def save(self, path: Path, resumable: bool) -> None:
         """Writes a checkpoint; of several processes, the main one does.
@@ -278,7 +316,7 @@ class Training:
         content: dict[str, object] = {
             "config": plain(self.config), "tasks": tasks_to_plain(self.network.tasks),
             "domains": {name: tasks_to_plain(tasks) for name, tasks in self.network.domains.items()},
-            "network": self.evaluated.state_dict(), "metrics": self.metrics, "step": self.step, "commit": git_commit(),
+            "network": self.evaluated.state_dict(), "metrics": self.metrics, "step": self.step, "commit": self.commit,
         }  # fmt: skip
         if resumable:
             content["training"] = {
@@ -291,11 +329,18 @@ class Training:
         save_checkpoint(path, content)
 
     def restore(self, content: Mapping[str, object], path: Path) -> None:
+        """Continues from the content of last.pt, which `resume.check_state` has checked. Raises ValueError."""
         state = content["training"]
         load_matching(self.network, state["network"], path)
-        self.weighting.load_state_dict(state["weighting"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        try:
+            self.weighting.load_state_dict(state["weighting"])
+            restore_optimizer(self.optimizer, state["optimizer"])
+            # Empty where the run had no scaler before: then it starts with its default scale.
+            if self.scaler.is_enabled() and state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
+            words = " ".join(str(problem).split())
+            raise ValueError(f"{path}: its training state does not fit this network ({words})") from None
         if self.average:
             load_matching(self.average.network, content["network"], path)
             self.average.updates = state["average_updates"]
