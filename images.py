@@ -161,6 +161,11 @@ def full_scale(picture: Image.Image) -> float:
     return next((limit for limit in ranges if top <= limit), top)
 
 
+def row_parts(array: np.ndarray) -> list[np.ndarray]:
+    """(H, ...) -> views of some rows each: what is computed of one part at a time needs no copies of a large photo."""
+    return np.array_split(array, max(1, -(-array.size // 2**20)))
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """An image file -> (H, W, 3) uint8 RGB, see `open_image` and `to_rgb`."""
     picture = open_image(path)

@@ -17,9 +17,11 @@ from torch import Tensor
 import loss
 from config import Config, convert
 from geometry import View
-from images import read_label, write_png
+from images import read_label, row_parts, write_png
 from metrics import DepthMetrics, Protocol
 from tasks.base import Task, check_keys
+
+PART = 2**20  # values
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -27,8 +29,12 @@ def softplus(x: Tensor) -> Tensor:
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
     if not plain or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return F.softplus(x)
-    values = x.numpy()
-    return torch.from_numpy(np.maximum(values, 0) + np.log(1 + np.exp(-np.abs(values))))
+    result = torch.empty(x.shape)
+    # Part by part: the four arrays of a formula would each have the size of a large photo.
+    for part, values in zip(result.view(-1).split(PART), x.reshape(-1).split(PART), strict=True):
+        values = values.numpy()
+        np.add(np.maximum(values, 0), np.log(1 + np.exp(-np.abs(values))), out=part.numpy())
+    return result
 
 
 @dataclass(frozen=True)
@@ -125,4 +131,7 @@ class Depth(Task):
 
     def save(self, prediction: np.ndarray, path: Path) -> None:
         """16 bits, `metres_per_unit`."""
-        write_png(path, (prediction / self.metres_per_unit).round().clip(0, 65535).astype(np.uint16))
+        stored = np.empty(prediction.shape, np.uint16)
+        for rows, depth in zip(row_parts(stored), row_parts(prediction), strict=True):
+            rows[:] = (depth / self.metres_per_unit).round().clip(0, 65535)
+        write_png(path, stored)

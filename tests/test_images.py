@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from PIL import Image
 from test_layout import MODULES
@@ -18,8 +19,11 @@ from app import Viewer
 from config import Config
 from dataset import Frames
 from folders import Folder, Frame
-from images import MAX_PIXELS, MAX_SIDE, count_pixels, open_image, read_image, read_label, to_rgb
+from geometry import argmax_resized, resize_raw
+from images import MAX_PIXELS, MAX_SIDE, count_pixels, open_image, read_image, read_label, row_parts, to_rgb
 from sources.validate import check_frame
+from tasks import Depth, Segmentation
+from tasks.depth import softplus
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n(mark) (w) file closefile\nshowpage\n"
 
@@ -93,14 +97,7 @@ def test_conversion_needs_little_more_memory_than_its_result(mode, tmp_path):
     height, width = 3000, 700
     picture = Image.new(mode, (width, height))
     picture.getexif()[0x0112] = 1
-    tracemalloc.start()
-    try:
-        pixels = to_rgb(picture)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert pixels.shape == (height, width, 3)
-    assert peak < 2.5 * pixels.nbytes, f"{peak / pixels.nbytes:.1f} times the pixels"
+    assert peak_bytes(lambda: to_rgb(picture)) < 2.5 * height * width * 3
 
 
 def test_rows_that_are_converted_apart_fit_together():
@@ -114,3 +111,38 @@ def test_rows_that_are_converted_apart_fit_together():
     palette.info["transparency"] = 0
     pixels = to_rgb(palette)
     assert (pixels[:, 0] == (10, 20, 30)).all() and (pixels[599, 1] == 255).all()
+
+
+# ------------------------------------------------------------------------------------- predictions of large photos
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most memory of numpy arrays that a call had at a time."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_prediction_is_drawn_and_saved_without_copies(tmp_path):
+    depth = np.full((4000, 3000), 2, np.float32)
+    task = Segmentation(classes=("wall", "floor"), colors=((1, 2, 3), (4, 5, 6)))
+    assert peak_bytes(lambda: task.legend(depth.astype(np.uint8))) < 30e6  # 12 million pixels, and a part's counts
+    assert peak_bytes(lambda: Depth().save(depth, tmp_path / "depth.png")) < 50e6  # 24 MB are written
+    assert np.array_equal(read_label(tmp_path / "depth.png"), np.full((4000, 3000), 2000))
+    assert peak_bytes(lambda: softplus(torch.from_numpy(depth))) < 30e6
+    assert max(part.size for part in row_parts(depth)) <= 2**20 and len(row_parts(depth[:2])) == 1
+
+
+def test_large_pictures_are_interpolated_in_parts(monkeypatch):
+    """One cell between outputs of the network may have tens of thousands of pixels."""
+    sizes, lerp = [], torch.lerp
+    monkeypatch.setattr(torch, "lerp", lambda *values: sizes.append((made := lerp(*values)).numel()) or made)
+    raw = torch.randn(1, 10, 9, 12)
+    found = argmax_resized(raw, (900, 1200))
+    assert max(sizes) <= 2**20
+    monkeypatch.undo()
+    same = found == resize_raw(raw, (900, 1200)).argmax(1)
+    assert same.float().mean() > 0.9999  # rounding decides where two are equal
