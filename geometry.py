@@ -125,8 +125,9 @@ def argmax_resized(raw: Tensor, size: tuple[int, int]) -> Tensor:
     first = upper[:, :, left]  # (B, cells, cells), as the others
     mixed = (first != upper[:, :, right]) | (first != lower[:, :, left]) | (first != lower[:, :, right])
     result = first[:, y_cells][:, :, x_cells]  # (B, height, width)
-    # A part at a time stays in the processor's cache.
-    for image, i, j in zip(*(index.split(512) for index in mixed.nonzero(as_tuple=True)), strict=True):
+    # A part at a time stays in the processor's cache, and in memory where a cell of a large photo has many pixels.
+    part = max(1, min(512, 2**20 // (raw.shape[1] * y_pixels.shape[1] * x_pixels.shape[1])))
+    for image, i, j in zip(*(index.split(part) for index in mixed.nonzero(as_tuple=True)), strict=True):
         vertical = y_weights[i][:, :, None]  # (N, rows of a cell, 1)
         sides = [
             torch.lerp(pixels[image, top[i], side[j]][:, None], pixels[image, bottom[i], side[j]][:, None], vertical)

@@ -1,4 +1,4 @@
-"""Image files and pictures: reading what people have, writing, colours, panels side by side."""
+"""Image files and pictures: reading what people have, writing, colors, panels side by side."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from utils import whole_file
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
 SAMPLE = Path("media/sample.jpg")
+# Pillow's own decoders, which work inside this process. Without a list it goes by the content: it would run Ghostscript
+# on PostScript that is called photo.jpg. (JPEG includes the several pictures of a phone's MPO file.)
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 MAX_PIXELS = 2**26  # 67 million: a larger picture is an attack or a mistake for this network
+MAX_SIDE = 2**16  # pixels: Pillow and the encoders of our outputs fail beyond it
 JPEG_SIDE = 65_500  # what the format allows
+ROWS = 256  # that are converted at once
 
 
 def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) -> None:
@@ -82,9 +87,11 @@ def reading(path: Path) -> Iterator[None]:
     except PermissionError:
         raise ValueError(f"{path}: not allowed to read it") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{path}: not an image that can be read") from None
+        raise ValueError(f"{path}: not an image that can be read; known formats: {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
-        raise ValueError(f"{path}: more than {MAX_PIXELS} pixels") from None
+        raise ValueError(
+            f"{path}: too large; at most {MAX_PIXELS:,} pixels and sides of {MAX_SIDE:,} are read"
+        ) from None
     # Its decoders raise whatever their parsing stumbles over; each means that the file is damaged.
     except (
         OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
@@ -99,35 +106,64 @@ def open_image(path: str | Path) -> Image.Image:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with reading(path):
-        picture = Image.open(path)
-        if picture.width * picture.height > MAX_PIXELS:
+        picture = Image.open(path, formats=FORMATS)
+        if picture.width * picture.height > MAX_PIXELS or max(picture.size) > MAX_SIDE:
             raise Image.DecompressionBombError
         picture.load()
     return picture
 
 
 def count_pixels(path: Path) -> int:
-    """As the file's head says, without decoding it; 0 when it does not."""
+    """Width times height by the file's header, without decoding it; 0 for a file that `open_image` refuses."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             return picture.width * picture.height
     except Exception:  # whatever is wrong with it, `open_image` will say it
         return 0
 
 
 def to_rgb(picture: Image.Image) -> np.ndarray:
-    """Any Pillow mode -> (H, W, 3) uint8, upright by its EXIF orientation, transparent parts on white."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16 and 32 bits a pixel: Pillow would clip at 255
-        values = np.nan_to_num(np.asarray(picture).astype(np.float64), posinf=0, neginf=0)
-        top = values.max(initial=0)
-        ranges = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
-        full = next((limit for limit in ranges if top <= limit), top)
-        return np.repeat((values.clip(0) / full * 255).round().astype(np.uint8)[..., None], 3, axis=2)
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return np.array(picture.convert("RGB"))
+    """Any Pillow mode -> (H, W, 3) uint8, upright by its EXIF orientation, transparent parts on white.
+
+    Turns `picture` itself, and converts some rows at a time: copies of a large photo are hundreds of megabytes each.
+    """
+    ImageOps.exif_transpose(picture, in_place=True)
+    deep = picture.mode.startswith("I") or picture.mode == "F"
+    full = full_scale(picture) if deep else 0.0
+    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+    for top, band in bands(picture):
+        if deep:
+            pixels[top : top + ROWS] = (values_of(band).clip(0) / full * 255).round().astype(np.uint8)[..., None]
+            continue
+        if "A" in band.getbands() or "transparency" in band.info:
+            band = band.convert("RGBA")
+            band = Image.alpha_composite(Image.new("RGBA", band.size, "white"), band)
+        pixels[top : top + ROWS] = np.asarray(band.convert("RGB"))
+    return pixels
+
+
+def bands(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """(first row, the next ROWS rows) from top to bottom."""
+    for top in range(0, picture.height, ROWS):
+        yield top, picture.crop((0, top, picture.width, min(top + ROWS, picture.height)))
+
+
+def values_of(band: Image.Image) -> np.ndarray:
+    """(H, W) float64 of a picture of 16 or 32 bits a pixel; what is not finite is 0."""
+    return np.nan_to_num(np.asarray(band).astype(np.float64), posinf=0, neginf=0)
+
+
+def full_scale(picture: Image.Image) -> float:
+    """What is white in a picture of 16 or 32 bits a pixel: the first usual range that holds all values, or the largest
+    value. Pillow's own conversion clips at 255."""
+    top = max(float(values_of(band).max(initial=0)) for _, band in bands(picture))
+    ranges = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
+    return next((limit for limit in ranges if top <= limit), top)
+
+
+def row_parts(array: np.ndarray) -> list[np.ndarray]:
+    """(H, ...) -> views of some rows each: what is computed of one part at a time needs no copies of a large photo."""
+    return np.array_split(array, max(1, -(-array.size // 2**20)))
 
 
 def read_image(path: str | Path) -> np.ndarray:

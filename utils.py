@@ -1,10 +1,11 @@
-"""What several scripts need: errors, devices, seeds, whole files, the log, checkpoints."""
+"""What several scripts need: errors in one line, devices, seeds, atomic writes, optional packages."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import errno
+import glob
 import importlib
 import multiprocessing
 import os
@@ -38,6 +39,8 @@ def run(main: Callable[[], int | None]) -> None:
 
     TRACEBACK=1 in the environment shows where it came from.
     """
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # so that temporary files are removed, as after Ctrl-C
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(main() or 0)
     except KeyboardInterrupt:
@@ -53,7 +56,7 @@ def run(main: Callable[[], int | None]) -> None:
             raise
         _fail("a loader process died, often for lack of memory: lower --workers, or set --cache false")
     except (ValueError, OSError) as problem:
-        # What has a number and words of its own, and no file, says all in the words.
+        # For an OSError with errno and message but no file name, the message alone is enough.
         own = isinstance(problem, OSError) and problem.filename is None and problem.strerror
         _fail(own or str(problem) or type(problem).__name__)
     finally:
@@ -164,7 +167,7 @@ def git_commit() -> str:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it at the end: `path` is written whole or not at all.
+    """Atomic write: a temporary path beside `path` that replaces it at the end.
 
     Raises OSError that names `path` when the disk is full or not to be written to.
     """
@@ -177,10 +180,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files private; give what a plain open() would have given.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; give what a plain open() would have given
         temporary.replace(path)
     except OSError as problem:
         if problem.errno not in UNWRITABLE:
@@ -192,6 +192,12 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def refuse_existing(output: Path) -> None:
     """Raises FileExistsError unless `output` is absent or an empty folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -199,25 +205,67 @@ def refuse_existing(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output` that becomes `output` at the end: it appears whole or not at all."""
-    refuse_existing(output)
-    part = output.with_name(output.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    part.mkdir(parents=True)
+def only_writer(output: Path) -> Iterator[None]:
+    """Inside, no other process writes `output`. Raises ValueError when one does.
+
+    A lock on a hidden file beside it, which the system frees when the process ends, however it ends.
+    """
     try:
-        yield part
-        if output.exists():
-            output.rmdir()
-        part.rename(output)
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    path = output.with_name(f".{output.name}.lock")
+    while True:
+        with path.open("a") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise ValueError(
+                    f"{output}: another process writes it; wait for it, or choose another --output"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                continue  # the process before us removed it after we had opened it
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+@contextlib.contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """Atomic write of a folder: a temporary one beside `output` that becomes `output` at the end.
+
+    Raises FileExistsError where something is there, ValueError while another process writes it, and OSError that names
+    `output` when the disk is full or not to be written to.
+    """
+    refuse_existing(output)
+    part = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with only_writer(output):
+            for left in output.parent.glob(f".{glob.escape(output.name)}.????????.part"):  # of a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            part = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.", suffix=".part"))
+            part.chmod(0o777 & ~_umask())
+            yield part
+            if output.exists():
+                output.rmdir()
+            part.rename(output)
+    except OSError as problem:
+        of_others = problem.filename is not None and not (part and str(problem.filename).startswith(str(part)))
+        if problem.errno not in UNWRITABLE or of_others:
+            raise
+        raise OSError(problem.errno, f"{output}: could not be written ({problem.strerror})") from None
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if part:
+            shutil.rmtree(part, ignore_errors=True)
 
 
-# ---------------------------------------------------------------------------------------------- log
-
-
-# ---------------------------------------------------------------------------------------------- checkpoints
+# ---------------------------------------------------------------------------------------------- optional packages
 
 
 OPTIONAL = {  # package -> what brings it

@@ -18,7 +18,7 @@ from torch import Tensor
 import loss
 from config import Config, convert
 from geometry import View
-from images import read_label, write_png
+from images import read_label, row_parts, write_png
 from metrics import DepthMetrics, Protocol
 from tasks.base import Task, check_keys
 from tasks.dense import DenseTask
@@ -27,14 +27,20 @@ from tasks.survey import share_table
 HISTOGRAM_BINS = 10_000  # of `survey`, from 0 to the data set's maximum: millimetres at 10 m
 USUAL_DEPTH_M = (0.1, 100.0)  # a median outside says that metres_per_unit is wrong
 
+PART = 2**20  # values
+
 
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)). On a CPU without gradients numpy computes it, in an eighth of torch's time."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
     if not plain or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return F.softplus(x)
-    values = x.numpy()
-    return torch.from_numpy(np.maximum(values, 0) + np.log(1 + np.exp(-np.abs(values))))
+    result = torch.empty(x.shape)
+    # Part by part: the four arrays of a formula would each have the size of a large photo.
+    for part, values in zip(result.view(-1).split(PART), x.reshape(-1).split(PART), strict=True):
+        values = values.numpy()
+        np.add(np.maximum(values, 0), np.log(1 + np.exp(-np.abs(values))), out=part.numpy())
+    return result
 
 
 @dataclass(frozen=True)
@@ -175,4 +181,7 @@ class Depth(DenseTask):
 
     def save(self, prediction: np.ndarray, path: Path) -> None:
         """A 16-bit PNG in `metres_per_unit`."""
-        write_png(path, (prediction / self.metres_per_unit).round().clip(0, 65535).astype(np.uint16))
+        stored = np.empty(prediction.shape, np.uint16)
+        for rows, depth in zip(row_parts(stored), row_parts(prediction), strict=True):
+            rows[:] = (depth / self.metres_per_unit).round().clip(0, 65535)
+        write_png(path, stored)

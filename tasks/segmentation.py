@@ -20,7 +20,7 @@ import loss
 from config import Config, convert, near
 from drawing import bars, class_palette, confusion
 from geometry import argmax_resized, resize_raw
-from images import read_label, write_png
+from images import read_label, row_parts, write_png
 from metrics import Protocol, SegmentationMetrics
 from tasks.base import Task, check_keys
 from tasks.dense import DenseTask
@@ -251,7 +251,8 @@ class Segmentation(DenseTask):
         return cv2.applyColorMap(prediction.astype(np.uint8), self.palette[:, None])
 
     def legend(self, prediction: np.ndarray) -> list[tuple[str, tuple[int, int, int]]]:
-        counts = np.bincount(prediction.ravel(), minlength=256)[: len(self.classes)]
+        # In parts: bincount makes eight bytes of each pixel.
+        counts = sum(np.bincount(rows.ravel(), minlength=256) for rows in row_parts(prediction))[: len(self.classes)]
         largest_first = [i for i in np.argsort(-counts, kind="stable") if counts[i] * 200 >= prediction.size]
         return [(self.classes[i].replace("_", " "), self.colors[i]) for i in largest_first]
 

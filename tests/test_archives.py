@@ -73,9 +73,9 @@ def test_damaged_archive(
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_existing_output_is_kept(command: str, small: dict[str, list[str]], here: Path) -> None:
-    for name in ("full", "empty", "empty.part"):
+    for name in ("full", "empty", "empty.part", ".empty.a1b2c3d4.part"):
         (here / name).mkdir()
-    for name in ("full/mine", "file", "empty.part/of a run that was killed"):
+    for name in ("full/mine", "file", "empty.part/mine", ".empty.a1b2c3d4.part/of a run that was killed"):
         (here / name).write_text("mine")
     for name in ("full", "file"):
         with pytest.raises(FileExistsError, match=f"{name}: exists and is not an empty folder"):
@@ -83,7 +83,8 @@ def test_existing_output_is_kept(command: str, small: dict[str, list[str]], here
     assert (here / "full/mine").read_text() == (here / "file").read_text() == "mine"
     prepare.main([command, *small[command], "--output", "empty"])
     assert (here / "empty/dataset.yaml").is_file()
-    only_holds(here, "full", "file", "empty")
+    only_holds(here, "full", "file", "empty", "empty.part")
+    assert (here / "empty.part/mine").read_text() == "mine"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -192,9 +192,9 @@ def test_archive_that_lacks_a_listed_file(here: Path) -> None:
 
 def test_existing_output_is_kept(here: Path) -> None:
     path = write_zip(here / "a.zip", {"nyud/" + name: data for name, data in archive_content(2).items()})
-    for name in ("full", "empty", "empty.part"):
+    for name in ("full", "empty", "empty.part", ".empty.a1b2c3d4.part"):
         (here / name).mkdir()
-    for name in ("full/mine", "file", "empty.part/of a run that was killed"):
+    for name in ("full/mine", "file", "empty.part/mine", ".empty.a1b2c3d4.part/of a run that was killed"):
         (here / name).write_text("mine")
     for name in ("full", "file"):
         with pytest.raises(FileExistsError, match=f"{name}: exists and is not an empty folder"):
@@ -202,7 +202,7 @@ def test_existing_output_is_kept(here: Path) -> None:
     assert (here / "full/mine").read_text() == (here / "file").read_text() == "mine"
     nyudv2.unpack(path, here / "empty")
     assert read_list(read_folder(here / "empty"), "val")
-    only_holds(here, "a.zip", "full", "file", "empty")
+    only_holds(here, "a.zip", "full", "file", "empty", "empty.part")
 
 
 def test_full_disk_is_noticed_before_writing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
