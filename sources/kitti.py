@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from config import Parser, convert
-from sources.archives import Member, Pair, Source, refuse_unpaired, write_classes, write_data_set
+from sources.archives import Member, Pair, Source, check_depth, refuse_unpaired, write_classes, write_data_set
 from utils import refuse_existing
 
 SEMANTICS_URL = "https://www.cvlibs.net/datasets/kitti/eval_semseg.php?benchmark=semantics2015"
@@ -155,12 +155,6 @@ def train_ids(stored: np.ndarray, table: np.ndarray) -> np.ndarray:
     if outside.any():
         raise ValueError(f"label id {stored[outside][0]}; allowed: 0..{LAST_ID} and 255, the ids of Cityscapes")
     return table[stored]
-
-
-def check_depth(stored: np.ndarray, path: Path) -> None:
-    """The file stays as it is. Raises ValueError when it cannot be a depth map."""
-    if stored.ndim != 2 or stored.dtype == np.uint8 or stored.dtype == bool:
-        raise ValueError(f"a depth map has one 16-bit number a pixel; this file has {stored.shape}, {stored.dtype}")
 
 
 # ---------------------------------------------------------------------------------------------- frames
