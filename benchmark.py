@@ -1,102 +1,230 @@
-"""Measures what prediction and training cost, and prints Markdown tables under a line that says where and when.
+"""Measures prediction and training. Prints Markdown tables below a line that names machine, versions and date.
 
-python benchmark.py                                             # parameters, multiply-adds and time of many networks
+python benchmark.py                                             # networks: parameters, multiply-adds and time of many
 python benchmark.py backends --encoders mobilenetv2_paper       # one image in every back end, beside public code's way
-python benchmark.py backends --checkpoint C --files c-int8.xml  # of a checkpoint, and of files that export.py wrote
+python benchmark.py backends --checkpoint C --files c-int8.xml  # of a checkpoint, and of files of export.py
 python benchmark.py folder --encoders mobilenetv2_paper         # a folder of images: read, predict, write
 python benchmark.py growth --plot growth.png                    # against size, batch, classes and tasks
-python benchmark.py --train                                     # the training loop, data and all, against its network
-python benchmark.py --train --config configs/camvid.yaml        # of another configuration
-python benchmark.py --train --encoders resnet18,resnet50        # a training step on synthetic data
+python benchmark.py video --checkpoint C                        # the parts of video prediction, and flicker
+python benchmark.py train                                       # the training loop with its data, against its network
+python benchmark.py train --config configs/camvid.yaml          # of another configuration
+python benchmark.py train --encoders resnet18,resnet50          # a training step on synthetic data
+
+`python benchmark.py COMMAND --help` names the options of a command.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
+
+import torch
 
 from benchmarks.latency import measure_backends, measure_networks
-from benchmarks.scaling import measure_folders, measure_growth, plot_growth
-from benchmarks.timing import Options, conditions, some_tasks, width_and_height, write_json
+from benchmarks.scaling import growth_series, measure_folders, measure_growth, plot_growth
+from benchmarks.timing import MakeNetwork, Options, conditions, random_network, write_json
 from benchmarks.training import measure_loop, measure_steps
 from benchmarks.video import measure_videos
-from config import Config, Parser, convert, make_config, read_yaml
-from model import build_network, load_network
-from utils import pick_device, require, run, setup_cpu
+from config import Config, Parser, make_config, near, number, positive_int, read_yaml, refuse, width_and_height
+from model import load_network
+from utils import pick_device, run, setup_cpu
 
-ENCODERS = "mobilenetv2_paper,mobilenetv2_100,tf_efficientnet_lite0,resnet18,resnet34,resnet50,resnet101,resnet152"
-WHAT: dict[str, Callable[[Options, tuple[str, ...]], list[dict[str, object]]]] = {
-    "networks": measure_networks, "backends": measure_backends, "folder": measure_folders, "growth": measure_growth,
-    "video": measure_videos,
+MANY = "mobilenetv2_paper,mobilenetv2_100,tf_efficientnet_lite0,resnet18,resnet34,resnet50,resnet101,resnet152"
+ONE = "mobilenetv2_paper"
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+Item = TypeVar("Item")
+class_count = number(int, least=1, most=255)
+
+# ---------------------------------------------------------------------------------------------- options
+
+
+def list_of(read: Callable[[str], Item]) -> Callable[[str], tuple[Item, ...]]:
+    """An argparse type: values that are separated by commas."""
+
+    def read_all(text: str) -> tuple[Item, ...]:
+        items = tuple(read(item.strip()) for item in text.split(",") if item.strip())
+        if not items:
+            raise argparse.ArgumentTypeError(f"got {text!r}; it takes a list that is separated by commas")
+        return items
+
+    return read_all
+
+
+def make_parser(command: str, repeats: int, precision: str | None = "auto") -> Parser:
+    """A parser with the options of all commands. precision: the default, None = the command has no choice."""
+    parser = Parser(prog=f"benchmark.py {command}")
+    parser.add_argument("--repeats", type=positive_int, default=repeats, help=f"default: {repeats}")
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N")
+    threads = number(int, least=0, most=1024)
+    parser.add_argument("--threads", type=threads, default=0, help="CPU threads; 0 = torch's choice")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every single time into this file")
+    if precision:
+        parser.add_argument("--precision", default=precision, choices=PRECISIONS)
+    return parser
+
+
+def add_size(parser: Parser) -> None:
+    parser.add_argument("--size", type=width_and_height(32, 8192), default=(480, 640), metavar="WIDTHxHEIGHT")
+
+
+def add_networks(parser: Parser, default: str) -> None:
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="measure its network")
+    source.add_argument("--config", type=Path, metavar="YAML", help="measure its network, with random weights")
+    source.add_argument(
+        "--encoders", type=list_of(str), default=list_of(str)(default), metavar="NAME,NAME,...",
+        help=f"measure networks with these encoders and random weights; default: {default}",
+    )  # fmt: skip
+    parser.add_argument("--classes", type=class_count, default=40, help="of random weights; default: 40")
+
+
+def networks_from(parser: Parser, arguments: argparse.Namespace) -> dict[str, MakeNetwork]:
+    """{name in the tables: a function that makes the network}."""
+    if arguments.checkpoint:
+        refuse(parser, arguments, ("classes",), "is for random weights; a checkpoint has its own classes")
+        return {arguments.checkpoint.name: partial(load_network, arguments.checkpoint)}
+    if arguments.config:
+        config = make_config(read_yaml(arguments.config), str(arguments.config))
+        return {arguments.config.stem: partial(random_network, config, arguments.classes)}
+    configs = {name: Config(encoder=name, encoder_weights="none") for name in arguments.encoders}
+    return {name: partial(random_network, config, arguments.classes) for name, config in configs.items()}
+
+
+def options_from(arguments: argparse.Namespace, precision: str = "") -> Options:
+    height, width = arguments.size
+    device = pick_device(arguments.device)
+    setup_cpu(arguments.threads)
+    return Options(height, width, arguments.repeats, device, precision or arguments.precision, arguments.threads)
+
+
+def start(device: torch.device) -> str:
+    """Prints the conditions line and returns it."""
+    where = conditions(device)
+    print(where, flush=True)
+    return where
+
+
+def finish(arguments: argparse.Namespace, where: str, results: object) -> None:
+    if arguments.json:
+        write_json(arguments.json, {"conditions": where, "arguments": vars(arguments), "results": results})
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+
+def networks(words: Sequence[str]) -> None:
+    parser = make_parser("networks", 20, precision=None)
+    add_size(parser)
+    add_networks(parser, MANY)
+    parser.add_argument("--batch_size", type=list_of(positive_int), default=(1,), metavar="N,N,...")
+    arguments = parser.parse_args(words)
+    options, made = options_from(arguments, "fp32"), networks_from(parser, arguments)
+    where = start(options.device)
+    finish(arguments, where, measure_networks(options, made, arguments.batch_size))
+
+
+def backends(words: Sequence[str]) -> None:
+    parser = make_parser("backends", 20)
+    add_size(parser)
+    add_networks(parser, ONE)
+    parser.add_argument("--batch_size", type=list_of(positive_int), default=(1,), metavar="N,N,...")
+    parser.add_argument("--files", type=Path, nargs="+", default=(), metavar="FILE", help="of export.py; a row each")
+    parser.add_argument("--rows", type=list_of(str), default=(), metavar="NAME,...", help="only these; default: all")
+    arguments = parser.parse_args(words)
+    options, made = options_from(arguments), networks_from(parser, arguments)
+    where = start(options.device)
+    results = measure_backends(options, made, arguments.batch_size, arguments.files, arguments.rows)
+    finish(arguments, where, results)
+
+
+def folder(words: Sequence[str]) -> None:
+    parser = make_parser("folder", 20)
+    add_size(parser)
+    add_networks(parser, ONE)
+    arguments = parser.parse_args(words)
+    options, made = options_from(arguments), networks_from(parser, arguments)
+    where = start(options.device)
+    finish(arguments, where, measure_folders(options, made))
+
+
+def growth(words: Sequence[str]) -> None:
+    parser = make_parser("growth", 20)
+    add_size(parser)
+    parser.add_argument("--encoders", type=list_of(str), default=(ONE,), metavar="NAME,...", help=f"default: {ONE}")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the curves")
+    arguments = parser.parse_args(words)
+    options = options_from(arguments)
+    where = start(options.device)
+    results = measure_growth(options, arguments.encoders, growth_series(options.height, options.width))
+    if arguments.plot:
+        plot_growth(results, arguments.plot)
+    finish(arguments, where, results)
+
+
+def video(words: Sequence[str]) -> None:
+    parser = make_parser("video", 4)
+    add_size(parser)
+    add_networks(parser, ONE)
+    arguments = parser.parse_args(words)
+    options, made = options_from(arguments), networks_from(parser, arguments)
+    where = start(options.device)
+    finish(arguments, where, measure_videos(options, made))
+
+
+def train(words: Sequence[str]) -> None:
+    parser = make_parser("train", 20, precision=None)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--config", type=Path, metavar="YAML", help="measure its loop; default: that of config.py")
+    source.add_argument("--encoders", type=list_of(str), metavar="NAME,...", help="measure steps on synthetic data")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: the configuration's")
+    steps = parser.add_argument_group("of --encoders")
+    steps.add_argument("--batch_size", type=list_of(positive_int), default=(8,), metavar="N,N,...")
+    steps.add_argument("--classes", type=class_count, default=40)
+    add_size(steps)
+    arguments = parser.parse_args(words)
+    if not arguments.encoders:
+        names = ("batch_size", "classes", "size")
+        refuse(parser, arguments, names, "is for --encoders; a configuration has its own")
+    config = make_config(read_yaml(arguments.config), str(arguments.config)) if arguments.config else Config()
+    config = dataclasses.replace(
+        config,
+        device=config.device if arguments.device == "auto" else arguments.device,
+        precision=arguments.precision or config.precision,
+        threads=arguments.threads or config.threads,
+    )
+    where = start(pick_device(config.device))
+    if arguments.encoders:
+        height, width = arguments.size
+        sizes = {"classes": arguments.classes, "height": height, "width": width, "repeats": arguments.repeats}
+        results = measure_steps(config, arguments.encoders, arguments.batch_size, **sizes)
+    else:
+        results = measure_loop(config, str(arguments.config or "config.py"), arguments.repeats)
+    finish(arguments, where, results)
+
+
+COMMANDS = {
+    "networks": networks, "backends": backends, "folder": folder, "growth": growth, "video": video, "train": train,
 }  # fmt: skip
 
 
-def main() -> None:
-    parser = Parser(description="Measures what prediction costs, or training.")
-    parser.add_argument("what", nargs="?", default="networks", choices=tuple(WHAT))
-    parser.add_argument("--train", action="store_true", help="training instead of prediction")
-    parser.add_argument("--config", metavar="YAML", help="its network with random weights; with --train its loop")
-    parser.add_argument("--checkpoint", metavar="FILE", help="its network")
-    parser.add_argument("--encoders", metavar="NAME,NAME,...", help=f"else; default of networks: {ENCODERS}")
-    parser.add_argument("--files", nargs="+", default=(), metavar="FILE", help="of backends: of export.py")
-    parser.add_argument("--rows", default="", metavar="NAME,...", help="of backends: only these; default: all")
-    parser.add_argument("--size", default="640x480", metavar="WIDTHxHEIGHT")
-    parser.add_argument("--classes", default="40")
-    parser.add_argument("--batch_size", metavar="N,N,...", help="default: 1, of --train 8")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
-    parser.add_argument("--repeats", default="20")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", default="0", help="CPU threads; 0 = torch's choice")
-    parser.add_argument("--plot", metavar="PNG", help="of growth")
-    parser.add_argument("--json", metavar="FILE", help="write every single time into this file as well")
-    arguments = parser.parse_args()
-    width, height = width_and_height(arguments.size)
-    classes, repeats, threads = (
-        convert(getattr(arguments, name), int, f"command line: {name}") for name in ("classes", "repeats", "threads")
-    )
-    default = "8" if arguments.train else "1"
-    batches = convert(arguments.batch_size or default, tuple[int, ...], "command line: batch_size")
-    if not 1 <= classes <= 255 or min(repeats, *batches) < 1:
-        raise ValueError("command line: classes are 1 to 255, repeats and batch_size 1 at least")
-    if arguments.plot:
-        require("matplotlib")
-        if arguments.what != "growth":
-            raise ValueError("command line: --plot is of growth")
-    if bool(arguments.config) + bool(arguments.checkpoint) + bool(arguments.encoders) > 1:
-        raise ValueError("command line: --config, --checkpoint and --encoders exclude each other")
-    device = pick_device(arguments.device)
-    where = conditions(device)
-    print(f"{where}\n{width}x{height}, {classes} classes, median of {repeats} (fastest .. slowest)")
-    default = ENCODERS if arguments.what == "networks" and not arguments.train else "mobilenetv2_paper"
-    encoders = convert(arguments.encoders or default, tuple[str, ...], "command line: encoders")
-    settings = make_config(read_yaml(Path(arguments.config)), arguments.config) if arguments.config else Config()
-    machine = {"device": arguments.device, "precision": arguments.precision, "threads": str(threads)}
-    settings = make_config(machine, "command line", settings)
-    if arguments.train and arguments.encoders:
-        results = measure_steps(
-            settings, encoders, batches, classes=classes, height=height, width=width, repeats=repeats
-        )
-    elif arguments.train:
-        results = measure_loop(settings, arguments.config or "config.py", repeats)
-    else:
-        setup_cpu(threads)
-        source = None
-        if arguments.checkpoint:
-            source, encoders = load_network(arguments.checkpoint), (Path(arguments.checkpoint).name,)
-        elif arguments.config:
-            tasks = {name: task for name, task in some_tasks(classes, 255).items() if name in settings.tasks}
-            source = build_network(settings, tasks, {"synthetic": tasks}, load_encoder=False)
-            encoders = (Path(arguments.config).stem,)
-        rows = convert(arguments.rows, tuple[str, ...], "command line: rows")
-        options = Options(
-            width, height, classes, batches, arguments.precision, repeats, device, source,
-            tuple(map(Path, arguments.files)), threads, rows,
-        )  # fmt: skip
-        results = WHAT[arguments.what](options, encoders)
-    if arguments.plot:
-        plot_growth(results, Path(arguments.plot))
-    if arguments.json:
-        write_json(Path(arguments.json), {"conditions": where, "arguments": vars(arguments), "results": results})
+def main(argv: Sequence[str] | None = None) -> None:
+    """Without a command: networks. Raises ValueError."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["-h"], ["--help"]):
+        print(__doc__.strip())
+        return
+    if "--train" in words:
+        raise ValueError("--train is now a command: python benchmark.py train")
+    if not words or words[0].startswith("-"):
+        words = ["networks", *words]
+    if words[0] not in COMMANDS:
+        raise ValueError(f"unknown command {words[0]!r}{near(words[0], COMMANDS)}; allowed: {', '.join(COMMANDS)}")
+    COMMANDS[words[0]](words[1:])
 
 
 if __name__ == "__main__":

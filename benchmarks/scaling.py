@@ -1,18 +1,21 @@
-"""What many predictions cost: folders, and growth with size, batch, classes and tasks. Run by benchmark.py."""
+"""Throughput on folders, and growth of the latency with size, batch, classes and tasks. Run by benchmark.py."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from benchmarks.latency import Reference
-from benchmarks.timing import Options, in_turn, some_tasks, spread, table
+from benchmarks.timing import MakeNetwork, Options, describe, in_turn, median_and_range, print_table, random_network
+from config import Config
 from deploy.image_folder import Job, output_stems, predict_files
 from deploy.predictor import save_predictions
 from images import read_image
@@ -23,15 +26,18 @@ from utils import whole_file
 # ---------------------------------------------------------------------------------------------- folder
 
 
-def measure_folders(options: Options, encoders: tuple[str, ...]) -> list[dict[str, object]]:
-    return [measure_folder(options, encoder) for encoder in encoders]
+FOLDER_REPEATS = 3  # of each way through the folder
 
 
-def measure_folder(options: Options, encoder: str) -> dict[str, object]:
-    """Images a second of a whole folder, read from JPEG files, all outputs written."""
+def measure_folders(options: Options, networks: Mapping[str, MakeNetwork]) -> list[dict[str, object]]:
+    return [measure_folder(options, name, make) for name, make in networks.items()]
+
+
+def measure_folder(options: Options, name: str, make: MakeNetwork) -> dict[str, object]:
+    """Images per second for a folder: JPEG files are read, all outputs are written."""
     count, image = 4 * options.repeats, options.picture()
     few = options.repeats
-    reference, network = Reference(options.network(encoder)), options.network(encoder)
+    reference, network = Reference(options.network(make)), options.network(make)
     predictor, many = options.predictor(network), options.predictor(network)  # `many` for calls side by side
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "images"
@@ -67,76 +73,90 @@ def measure_folder(options: Options, encoder: str) -> dict[str, object]:
             "reading alone, one thread": (few, read_alone),
             "writing alone, one thread": (few, write_alone),
         }
-        times = in_turn({name: call for name, (_, call) in calls.items()}, options.device, 3)
-    rates = {name: [1000 * calls[name][0] / value for value in values] for name, values in times.items()}
-    rows = [[name, spread(values, 1)] for name, values in rates.items()]
-    table(f"`{encoder}`, {count} JPEG files of {options.width}x{options.height}", ["way", "images/s"], rows)
-    return {"encoder": encoder, "images": count, "images_per_s": rates}
+        times = in_turn({name: call for name, (_, call) in calls.items()}, options.device, FOLDER_REPEATS)
+    rates = {way: [1000 * calls[way][0] / value for value in values] for way, values in times.items()}
+    rows = [[way, median_and_range(values, 1)] for way, values in rates.items()]
+    title = f"`{name}`, {count} JPEG files of {options.width}x{options.height}, {describe(network.tasks)}."
+    print_table(title, ["way", "images/s"], rows, FOLDER_REPEATS)
+    return {"encoder": name, "images": count, "images_per_s": rates}
 
 
 # ---------------------------------------------------------------------------------------------- growth
 
 
 @dataclass(frozen=True)
-class Point:
-    """What one prediction is of."""
+class Setting:
+    """One measurement of a series. `x` is its place on the axis, `label` its name in the table."""
 
-    width: int
+    x: float
+    label: str
     height: int
+    width: int
     batch: int = 1
     classes: int = 40
     tasks: int = 2
 
 
-def growing(options: Options) -> dict[str, dict[str, Point]]:
-    """{what grows: {to what: point}}, one thing at a time."""
-    width, height = options.width, options.height
-    sizes = [(width * quarters // 4, height * quarters // 4) for quarters in (2, 3, 4, 6, 8)]
+AXES = {"size": "megapixels", "batch": "images", "classes": "classes", "tasks": "tasks"}  # series -> what x counts
+
+
+def growth_series(height: int, width: int) -> dict[str, list[Setting]]:
+    """{series: settings}; each series varies one thing and leaves the rest at one image, 40 classes + depth."""
+    sizes = [(height * quarters // 4, width * quarters // 4) for quarters in (2, 3, 4, 6, 8)]
     return {
-        "size": {f"{x}x{y}": Point(x, y) for x, y in sizes},
-        "batch": {str(batch): Point(width, height, batch=batch) for batch in (1, 2, 4, 8)},
-        "classes": {str(count): Point(width, height, classes=count) for count in (2, 10, 40, 150)},
-        "tasks": {str(count): Point(width, height, tasks=count) for count in range(1, len(TASKS) + 1)},
+        "size": [Setting(rows * columns / 1e6, f"{columns}x{rows}", rows, columns) for rows, columns in sizes],
+        "batch": [Setting(count, str(count), height, width, batch=count) for count in (1, 2, 4, 8)],
+        "classes": [Setting(count, str(count), height, width, classes=count) for count in (2, 10, 40, 150)],
+        "tasks": [Setting(count, str(count), height, width, tasks=count) for count in range(1, len(TASKS) + 1)],
     }
 
 
-def measure_growth(options: Options, encoders: tuple[str, ...]) -> list[dict[str, object]]:
-    """Milliseconds of the whole prediction against one thing at a time, in the fastest back end."""
+def measure_growth(
+    options: Options, encoders: Sequence[str], series: Mapping[str, Sequence[Setting]]
+) -> list[dict[str, object]]:
+    """Milliseconds of the whole prediction in the fastest back end, for networks with random weights."""
     results = []
     for encoder in encoders:
-        rows = []
-        for name, points in growing(options).items():
+        rows, config = [], Config(encoder=encoder, encoder_weights="none")
+        for name, settings in series.items():
             calls, costs = {}, {}
-            for value, point in points.items():
-                setting = dataclasses.replace(options, width=point.width, height=point.height)
-                network = setting.network(encoder, some_tasks(point.classes, point.tasks))
-                predictor, images = setting.predictor(network), [setting.picture()] * point.batch
-                calls[value] = lambda predictor=predictor, images=images: predictor.batch(images)
-                costs[value] = count_cost(network, point.height, point.width)[1] * point.batch
-            for value, times in in_turn(calls, options.device, options.repeats).items():
-                rows.append([name, value, f"{costs[value] / 1e9:.2f} G", spread(times, 1)])
-                point = {"encoder": encoder, "series": name, "value": value}
-                results.append({**point, "multiply_adds": costs[value], "ms": times})
-        title = f"`{encoder}`, back end {predictor.backend.name}, 40 classes + depth, one image, unless it grows"
-        table(title, ["what grows", "to", "multiply-adds", "ms a batch"], rows)
+            for setting in settings:
+                own = dataclasses.replace(options, height=setting.height, width=setting.width)
+                names = list(TASKS)[: setting.tasks]
+                network = own.network(partial(random_network, config, setting.classes, names))
+                predictor, images = own.predictor(network), [own.picture()] * setting.batch
+                calls[setting.label] = partial(predictor.batch, images)
+                costs[setting.label] = count_cost(network, setting.height, setting.width)[1] * setting.batch
+            times = in_turn(calls, options.device, options.repeats)
+            for setting in settings:
+                cost, own_times = costs[setting.label], times[setting.label]
+                rows.append([name, setting.label, f"{cost / 1e9:.2f} G", median_and_range(own_times, 1)])
+                point = {"encoder": encoder, "series": name, "value": setting.label, "x": setting.x}
+                results.append({**point, "multiply_adds": cost, "ms": own_times})
+        print_table(
+            f"`{encoder}`, back end {predictor.backend.name}; one image of {options.width}x{options.height}, "
+            "40 classes + depth, unless it grows.",
+            ["what grows", "to", "multiply-adds", "ms a batch"], rows, options.repeats,
+        )  # fmt: skip
     return results
 
 
-def plot_growth(results: list[dict[str, object]], path: Path) -> None:
-    """One picture of `measure_growth`, as PNG."""
+def plot_growth(results: Sequence[Mapping[str, object]], path: Path) -> None:
+    """`measure_growth` as a PNG: a chart for each series. Both axes are linear and start at 0."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(item["series"] for item in results))
     encoders = list(dict.fromkeys(item["encoder"] for item in results))
     figure = Figure(figsize=(3.2 * len(names), 3), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for encoder in encoders:
             points = [item for item in results if item["series"] == name and item["encoder"] == encoder]
             middles = [statistics.median(item["ms"]) for item in points]
-            axes.plot([item["value"] for item in points], middles, marker="o", label=encoder)
+            axes.plot([item["x"] for item in points], middles, marker="o", label=encoder)
         axes.set_title(name)
+        axes.set_xlabel(AXES[name])
+        axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-        axes.tick_params(axis="x", labelsize=7)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("ms a batch")
     figure.axes[0].legend(fontsize=7)

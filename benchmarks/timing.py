@@ -1,8 +1,7 @@
-"""How the benchmarks measure: calls in turn, what the machine can do at best, and memory."""
+"""How the benchmarks measure: calls that take turns, roofline bounds, and peak memory."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import gc
 import json
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from config import Config, convert
+from config import Config, near
 from deploy.backends import Backend
 from deploy.predictor import Predictor
 from drawing import class_palette
@@ -36,9 +35,9 @@ Result = TypeVar("Result")
 
 
 def in_turn(calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of `repeats` calls of each. They take turns, so that what disturbs the machine disturbs all.
+    """{name: milliseconds of `repeats` calls}. The calls take turns, so that a disturbance of the machine hits all.
 
-    At each turn the first call does not count: it finds the caches, and the threads, of the one before.
+    Each turn starts with a call that is not timed: it would find the caches and threads of the call before.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
@@ -60,17 +59,18 @@ def once_ms(call: Callable[[], object]) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
-def p95(times: list[float]) -> float:
-    return sorted(times)[min(len(times) - 1, int(0.95 * len(times)))]
+def p95(times: Sequence[float]) -> float:
+    """95th percentile, interpolated."""
+    return float(np.percentile(times, 95))
 
 
-def spread(times: list[float], digits: int = 0) -> str:
+def median_and_range(times: Sequence[float], digits: int = 0) -> str:
     """median (fastest .. slowest)"""
     return f"{statistics.median(times):.{digits}f} ({min(times):.{digits}f} .. {max(times):.{digits}f})"
 
 
 def conditions(device: torch.device) -> str:
-    """The machine of a measurement, in a line."""
+    """Machine, versions and date of a measurement, in one line."""
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -84,24 +84,22 @@ def conditions(device: torch.device) -> str:
     )
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints a Markdown table."""
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], repeats: int) -> None:
+    """Prints a Markdown table whose cells are medians of `repeats` measurements."""
     lines = [columns, ["---"] * len(columns), *rows]
-    print(f"\n{title}\n\n" + "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n", flush=True)
+    table = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    print(f"\n{title}\nMedian (fastest .. slowest), n = {repeats}.\n\n{table}\n", flush=True)
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
     print(f"written to {path}")
 
 
-def width_and_height(size: str) -> tuple[int, int]:
-    """640x480 -> (640, 480). Raises ValueError."""
-    width, height = convert(size.replace("x", ","), tuple[int, int], "command line: size")
-    if min(width, height) < 32:
-        raise ValueError(f"command line: size is {size}; 32x32 is the least")
-    return width, height
+# ---------------------------------------------------------------------------------------------- what is measured
+
+MakeNetwork = Callable[[], Network]  # a function that other processes can be given
 
 
 def some_tasks(classes: int, count: int = 2) -> dict[str, Task]:
@@ -113,29 +111,36 @@ def some_tasks(classes: int, count: int = 2) -> dict[str, Task]:
     return dict(list(made.items())[:count])
 
 
+def random_network(config: Config, classes: int, names: Sequence[str] | None = None) -> Network:
+    """A network with random weights. names: its tasks; None = those of `config`. Raises ValueError."""
+    known = some_tasks(classes, len(TASKS))
+    for name in config.tasks:
+        if name not in known:
+            raise ValueError(f"tasks: unknown task {name!r}{near(name, known)}; allowed: {', '.join(known)}")
+    tasks = {name: known[name] for name in (config.tasks if names is None else names)}
+    return build_network(config, tasks, {"synthetic": tasks}, load_encoder=False)
+
+
+def describe(tasks: Mapping[str, Task]) -> str:
+    """The outputs of a network, such as "40 classes + depth"."""
+    return " + ".join(f"{len(task.classes)} classes" if hasattr(task, "classes") else name
+                      for name, task in tasks.items())  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Options:
-    """What is measured, from the command line."""
+    """How predictions are measured."""
 
-    width: int
     height: int
-    classes: int
-    batches: tuple[int, ...]
-    precision: str
+    width: int
     repeats: int
     device: torch.device
-    source: Network | None  # of a checkpoint or a configuration, instead of encoders with random weights
-    files: tuple[Path, ...]
-    threads: int
-    rows: tuple[str, ...]  # of the table of back ends; none = all
+    precision: str = "auto"
+    threads: int = 0
 
-    def network(self, encoder: str, tasks: Mapping[str, Task] | None = None) -> Network:
-        """A network that sees images of this size."""
-        if self.source is not None:
-            network = copy.deepcopy(self.source)
-        else:
-            tasks = tasks or some_tasks(self.classes)
-            network = build_network(Config(encoder=encoder, encoder_weights="none"), tasks, {"synthetic": tasks})
+    def network(self, make: MakeNetwork) -> Network:
+        """A new network that sees images at this size, on the device."""
+        network = make()
         network.config = dataclasses.replace(network.config, long_side=max(self.width, self.height))
         return network.eval().to(self.device, memory_format=torch.channels_last)
 
@@ -147,11 +152,11 @@ class Options:
         return cv2.resize(read_image(SAMPLE), (self.width, self.height), interpolation=cv2.INTER_CUBIC)
 
 
-# ---------------------------------------------------------------------------------------------- the machine's best
+# ---------------------------------------------------------------------------------------------- roofline
 
 
 def peak_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """Multiply-adds a second of a matrix product, the best of a few."""
+    """Multiply-adds per second of a large matrix product; the best of six."""
     side = 8192 if device.type == "cuda" else 1536
     a, b = ((100 * torch.rand(side, side, device=device)).to(dtype) for _ in range(2))
     calls: dict[str, Callable[[], object]] = {"product": lambda: a @ b}
@@ -166,7 +171,7 @@ def peak_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second that are read and written by a copy larger than the caches, the best of a few."""
+    """Bytes per second, read plus written, of a copy larger than the caches; the best of eight."""
     source = torch.rand(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     best = min(in_turn({"copy": lambda: target.copy_(source)}, device, 8)["copy"])
@@ -174,7 +179,7 @@ def bandwidth(device: torch.device) -> float:
 
 
 def traffic(network: Network, height: int, width: int) -> int:
-    """Numbers that convolutions read and write for one image: their weights, inputs and outputs."""
+    """Memory traffic of the convolutions for one image, in numbers: weights, inputs and outputs."""
     total = 0
 
     def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -194,7 +199,7 @@ def traffic(network: Network, height: int, width: int) -> int:
 def bound_ms(
     network: Network, height: int, width: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[float, float]:
-    """Milliseconds below which an image cannot be, by the multiply-adds and by the memory traffic of convolutions."""
+    """Roofline: lower bounds in ms for one image, from arithmetic and from memory traffic of the convolutions."""
     _, operations = count_cost(network, height, width)
     moved = traffic(network, height, width) * dtype.itemsize
     return 1000 * operations / peak_rate(device, dtype), 1000 * moved / bandwidth(device)
@@ -204,15 +209,15 @@ def bound_ms(
 
 
 def in_new_process(call: Callable[..., Result], *arguments: object) -> Result:
-    """call(*arguments) where nothing was loaded, compiled or freed before. What it raises is raised here."""
+    """call(*arguments) in a fresh process: nothing is loaded, compiled or freed yet. Its exception is raised here."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(call, *arguments).result()
 
 
 class PeakMemory:
-    """`with PeakMemory(device) as peak: ...` then peak.mb: by how much memory rose at most, in MB.
+    """`with PeakMemory(device) as peak: ...`, then peak.mb: the largest rise of memory, in MB.
 
-    Memory that was freed before may be used again unnoticed: measure in a new process.
+    Measure in a new process: memory that was freed earlier could be reused without a rise.
     """
 
     def __init__(self, device: torch.device) -> None:

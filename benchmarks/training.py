@@ -1,4 +1,4 @@
-"""What training costs: a step on synthetic data, the loop of a configuration, validation. Run by benchmark.py."""
+"""Speed of training: a step on synthetic data, the loop of a configuration, validation. Run by benchmark.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from benchmarks.timing import in_turn, some_tasks, spread, table
+from benchmarks.timing import in_turn, median_and_range, print_table, some_tasks
 from config import Config
 from dataset import Frames, eval_loader, train_loader
 from model import build_network
@@ -19,6 +19,9 @@ from training.data import load_data
 from training.evaluation import accumulate, values_of
 from training.step import Training
 from utils import autocast, pick_device, pick_precision, setup_cpu
+
+BLOCKS = 3  # of the loop, after one to warm up
+VALIDATIONS = 3
 
 
 def bare_pass(training: Training, height: int, width: int) -> Callable[[], None]:
@@ -46,7 +49,7 @@ def make_training(config: Config, tasks: Mapping[str, Task], domains: Mapping[st
 
 
 def measure_step(config: Config, classes: int, height: int, width: int, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of a step on synthetic data, and of its bare passes."""
+    """Milliseconds of a training step on synthetic data, and of forward and backward alone."""
     tasks, batch = some_tasks(classes), config.batch_size
     training = make_training(config, tasks, {"synthetic": tasks})
     samples = {
@@ -63,9 +66,9 @@ def measure_step(config: Config, classes: int, height: int, width: int, repeats:
 def measure_steps(
     config: Config, encoders: Sequence[str], batches: Sequence[int], **sizes: int
 ) -> list[dict[str, object]]:
-    """For each encoder and batch; on a CPU also without utils.setup_cpu."""
+    """`measure_step` for each encoder and batch; on a CPU also as it would be without utils.setup_cpu."""
     rows, results = [], []
-    # What glibc does cannot be undone, so the other way comes first.
+    # setup_cpu cannot be undone, so the way without it comes first.
     for memory in ("returned", "kept") if pick_device(config.device).type == "cpu" else ("",):
         if memory == "kept":
             setup_cpu(config.threads)
@@ -73,12 +76,15 @@ def measure_steps(
             setting = dataclasses.replace(config, encoder=encoder, encoder_weights="none", batch_size=batch)
             times = measure_step(setting, **sizes)
             step, bare = (statistics.median(times[name]) for name in ("step", "bare"))
-            cells = [spread(times["step"]), spread(times["bare"]), f"{1000 * batch / step:.1f}", f"{bare / step:.2f}"]
-            rows.append([f"`{encoder}`", batch, memory, *cells])
+            cells = [f"{1000 * batch / step:.1f}", f"{bare / step:.2f}"]
+            rows.append([f"`{encoder}`", batch, memory, *map(median_and_range, (times["step"], times["bare"])), *cells])
             results.append({"encoder": encoder, "batch": batch, "memory": memory, "ms": times})
-    title = f"A training step, {sizes['width']}x{sizes['height']}, {config.precision}, channels_last"
+    title = (
+        f"A training step, {sizes['width']}x{sizes['height']}, {sizes['classes']} classes + depth, "
+        f"precision {config.precision}, channels_last."
+    )
     columns = ["encoder", "batch", "freed memory", "ms a step", "ms forward and backward alone", "images/s", "ratio"]
-    table(title, columns, rows)
+    print_table(title, columns, rows, sizes["repeats"])
     return results
 
 
@@ -86,7 +92,7 @@ def measure_steps(
 
 
 def measure_loop(config: Config, where: str, repeats: int) -> list[dict[str, object]]:
-    """Images a second of the training loop, data and all, against the bare passes of its network; then validation."""
+    """Images per second of the training loop with its data, against forward and backward alone; then validation."""
     setup_cpu(config.threads)
     tasks, mixture, val = load_data(config, None)
     training = make_training(config, tasks, {name: frames.tasks for name, frames in val.items()})
@@ -101,10 +107,10 @@ def measure_loop(config: Config, where: str, repeats: int) -> list[dict[str, obj
         waiting_s += time.perf_counter() - began
         training.take_step(step)
 
-    # In blocks: were they to take turns, the loader would have the time of the bare passes as well.
+    # In blocks: if single calls took turns, the loader would also work during the bare passes.
     rates: dict[str, list[float]] = {"bare": [], "loop": []}
     shares = []
-    for block in range(4):
+    for block in range(1 + BLOCKS):
         for name, call, images in (("bare", bare, 1), ("loop", loop, config.accumulate)):
             waiting_s, began = 0.0, time.perf_counter()
             for _ in range(repeats):
@@ -116,17 +122,19 @@ def measure_loop(config: Config, where: str, repeats: int) -> list[dict[str, obj
                 rates[name].append(repeats * images * config.batch_size / elapsed)
                 shares += [waiting_s / elapsed] if name == "loop" else []
     ratio, share = statistics.median(rates["loop"]) / statistics.median(rates["bare"]), statistics.median(shares)
-    table(
-        f"{where}: `{config.encoder}`, batch {config.batch_size}, {config.crop[1]}x{config.crop[0]}",
+    print_table(
+        f"{where}: `{config.encoder}`, batch {config.batch_size}, {config.crop[1]}x{config.crop[0]}, "
+        f"{', '.join(tasks)}; blocks of {repeats} steps.",
         ["forward and backward alone, images/s", "loop, images/s", "ratio", "waiting for data"],
-        [[spread(rates["bare"], 1), spread(rates["loop"], 1), f"{ratio:.2f}", f"{share:.1%}"]],
+        [[median_and_range(rates["bare"], 1), median_and_range(rates["loop"], 1), f"{ratio:.2f}", f"{share:.1%}"]],
+        BLOCKS,
     )
     results = [{"images_per_s": rates, "ratio": ratio, "waiting": share}]
     return results + [measure_validation(training, frames) for frames in val.values()]
 
 
 def measure_validation(training: Training, frames: Frames) -> dict[str, object]:
-    """Seconds of an evaluation on the validation frames, and of its forward passes alone."""
+    """Seconds of an evaluation on all validation frames, and of its forward passes alone."""
     network, device = training.evaluated, training.device
     loader = eval_loader(frames, training.config, pin=device.type == "cuda")
     shapes = [batch["image"].shape for batches in loader for batch in batches]
@@ -143,11 +151,12 @@ def measure_validation(training: Training, frames: Frames) -> dict[str, object]:
         "forward": forward,
         "whole": lambda: values_of(accumulate(network, loader, device, training.precision, tasks=frames.tasks)),
     }
-    times = in_turn(calls, device, 3)
+    times = in_turn(calls, device, VALIDATIONS)
     forward_ms, whole_ms = (statistics.median(times[name]) for name in ("forward", "whole"))
-    table(
-        f"Validation, {len(frames)} frames of {frames.folder.root}",
+    print_table(
+        f"Validation, {len(frames)} frames of {frames.folder.root}.",
         ["forward passes alone, s", "evaluation, s", "ratio"],
         [[f"{forward_ms / 1000:.2f}", f"{whole_ms / 1000:.2f}", f"{whole_ms / forward_ms:.2f}"]],
+        VALIDATIONS,
     )
     return {"validation": str(frames.folder.root), "ms": times}

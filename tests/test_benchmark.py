@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT, only_error_line
 from test_model import settings, tasks
 from torch import nn
 
-from benchmarks import scaling
+import benchmark
 from benchmarks.latency import Reference
-from benchmarks.scaling import Point, growing, measure_growth, plot_growth
-from benchmarks.timing import Options, in_turn, traffic
+from benchmarks.scaling import Setting, growth_series, measure_folder, measure_growth, plot_growth
+from benchmarks.timing import Options, describe, in_turn, p95, random_network, some_tasks, traffic
+from config import Config
 from deploy.predictor import Predictor
 from model import build_network
+
+CPU = torch.device("cpu")
+SMALL = Config(encoder="mobilenetv2_100", encoder_weights="none", decoder_width=16, crp_stages=1)
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)  # where the sample picture is
 
 
 def test_the_table_of_networks(script):
     done = script("benchmark.py", "--encoders", "mobilenetv2_paper,resnet18", "--size", "160x120", "--repeats", 1)
     assert done.returncode == 0, done.stderr
     assert "| `mobilenetv2_paper` | 3,070,057 |" in done.stdout and "| `resnet18` | 12,501,353 |" in done.stdout
-    assert "160x120" in done.stdout and "torch" in done.stdout
+    assert "torch" in done.stdout.splitlines()[0]
+    assert "160x120, batch 1, 40 classes + depth, eager fp32" in done.stdout and ", n = 1." in done.stdout
 
 
 def test_back_ends_side_by_side(script, trained, tmp_path):
@@ -36,56 +48,82 @@ def test_back_ends_side_by_side(script, trained, tmp_path):
     assert {"reference", "eager"} <= found["ms"].keys() and all(len(times) == 2 for times in found["ms"].values())
     assert "cudagraph: left out" in done.stdout or torch.cuda.is_available()
     assert found["backends"]["eager"]["network_ms"] > 0 and "| reference |" in done.stdout
+    assert "classes + depth + normals, 96x72, batch 2" in done.stdout and ", n = 2." in done.stdout
 
 
-def test_a_folder(script):
-    done = script("benchmark.py", "folder", "--size", "96x72", "--repeats", 2, "--classes", 5)
-    assert done.returncode == 0, done.stderr
-    assert "| inference.py, " in done.stdout and "8 JPEG files of 96x72" in done.stdout
+@pytest.mark.parametrize("names", [("segmentation", "depth"), ("depth",), ("normals", "segmentation")], ids=str)
+def test_a_folder(names, capsys):
+    pytest.importorskip("openvino")
+    options = Options(72, 96, 2, CPU)
+    measure_folder(options, "some", partial(random_network, SMALL, 5, names))
+    printed = capsys.readouterr().out
+    assert "| inference.py, " in printed and "8 JPEG files of 96x72" in printed
+    assert f"{describe({name: some_tasks(5, 3)[name] for name in names})}.\n" in printed and ", n = 3." in printed
 
 
-def test_a_video(script, trained):
+def test_a_video(trained, capsys):
     pytest.importorskip("av")
-    done = script("benchmark.py", "video", "--checkpoint", trained / "best.pt", "--size", "96x72", "--repeats", 1)
-    assert done.returncode == 0, done.stderr
-    assert "| inference.py, all of it |" in done.stdout
-    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith(("| 0 |", "| 0.9 |"))]
+    benchmark.main(["video", "--checkpoint", str(trained / "best.pt"), "--size", "96x72", "--repeats", "1"])
+    printed = capsys.readouterr().out
+    assert "| inference.py, all of it |" in printed and ", n = 1." in printed
+    rows = [line.split("|") for line in printed.splitlines() if line.startswith(("| 0 |", "| 0.9 |"))]
     assert float(rows[1][3]) < 0.5 * float(rows[0][3]), "smoothed depth flickers less"
 
 
-def test_growth(monkeypatch, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    few = {"size": {"64x64": Point(64, 64), "96x64": Point(96, 64)}, "tasks": {"3": Point(64, 64, classes=5, tasks=3)}}
-    monkeypatch.setattr(scaling, "growing", lambda options: few)
-    monkeypatch.chdir(ROOT)
-    options = Options(64, 64, 5, (1,), "auto", 1, torch.device("cpu"), None, (), 0, ())
-    results = measure_growth(options, ("mobilenetv2_paper",))
-    assert [(item["series"], item["value"]) for item in results] == [
-        ("size", "64x64"),
-        ("size", "96x64"),
-        ("tasks", "3"),
-    ]
+def test_growth(tmp_path, capsys):
+    few = {"size": [Setting(0.004, "64x64", 64, 64), Setting(0.006, "96x64", 64, 96)],
+           "tasks": [Setting(3, "3", 64, 64, classes=5, tasks=3)]}  # fmt: skip
+    results = measure_growth(Options(64, 64, 1, CPU), ("mobilenetv2_paper",), few)
+    assert [(item["series"], item["value"], item["x"]) for item in results] == [
+        ("size", "64x64", 0.004), ("size", "96x64", 0.006), ("tasks", "3", 3)
+    ]  # fmt: skip
     assert results[1]["multiply_adds"] > results[0]["multiply_adds"] and "| tasks | 3 |" in capsys.readouterr().out
     plot_growth(results, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_grows():
-    everything = growing(Options(640, 480, 40, (1,), "auto", 1, torch.device("cpu"), None, (), 0, ()))
-    assert everything.keys() == {"size", "batch", "classes", "tasks"} and "1280x960" in everything["size"]
+def test_axes_of_growth_are_true_to_scale(monkeypatch, tmp_path):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda self, x, y, **_: drawn.append((list(x), list(y))))
+    series = growth_series(480, 640)
+    results = [{"encoder": "a", "series": name, "x": setting.x, "ms": [2.0]}
+               for name, settings in series.items() for setting in settings]  # fmt: skip
+    monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
+    plot_growth(results, tmp_path / "growth.png")
+    by_name = dict(zip(series, drawn, strict=True))
+    assert by_name["batch"][0] == [1, 2, 4, 8] and by_name["classes"][0] == [2, 10, 40, 150]
+    assert by_name["size"][0][2] == pytest.approx(0.3072) and series["size"][-1].label == "1280x960"
 
 
 def test_training_steps(script):
     options = ["--encoders", "mobilenetv2_100", "--size", "64x48", "--repeats", 1, "--batch_size", 2, "--device", "cpu"]
-    done = script("benchmark.py", "--train", *options)
+    done = script("benchmark.py", "train", *options)
     assert done.returncode == 0, done.stderr
     assert "| `mobilenetv2_100` | 2 | returned |" in done.stdout and "| `mobilenetv2_100` | 2 | kept |" in done.stdout
 
 
-def test_the_training_loop(script, tiny_settings):
-    done = script("benchmark.py", "--train", "--config", tiny_settings, "--repeats", 1)
-    assert done.returncode == 0, done.stderr
-    assert "waiting for data" in done.stdout and "Validation, 4 frames of" in done.stdout
+def test_the_training_loop(tiny_settings, capsys):
+    benchmark.main(["train", "--config", str(tiny_settings), "--repeats", "1"])
+    printed = capsys.readouterr().out
+    assert "waiting for data" in printed and "Validation, 4 frames of" in printed
+    assert "64x64" in printed and printed.count(", n = 3.") == 2 and "640x480" not in printed
+
+
+def test_the_configuration_keeps_its_own_precision(tiny_settings, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(benchmark, "measure_loop", lambda config, *_: seen.append((config.precision, config.threads)))
+    values = yaml.safe_load(tiny_settings.read_text()) | {"precision": "bf16", "threads": 3}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    benchmark.main(["train", "--config", str(tmp_path / "c.yaml")])
+    benchmark.main(["train", "--config", str(tmp_path / "c.yaml"), "--precision", "auto", "--threads", "1"])
+    assert seen == [("bf16", 3), ("auto", 1)]
+
+
+def test_p95_is_no_maximum():
+    times = [*map(float, range(1, 20)), 1000.0]
+    assert p95(times) == pytest.approx(np.percentile(times, 95)) and 19 < p95(times) < 100
 
 
 def test_the_reference_is_the_same_network():
@@ -108,9 +146,33 @@ def test_traffic_by_hand():
     assert traffic(convolution, 32, 48) == (3 + 64) * 32 * 48 + 3 * 64 * 9
 
 
-def test_mistakes_get_one_line(script):
+def test_without_a_command_networks_are_measured(monkeypatch):
+    seen = []
+    monkeypatch.setattr(benchmark, "COMMANDS", {"networks": seen.append, "train": pytest.fail})
+    for words in ([], ["--size", "64x64"], ["networks", "--size", "64x64"]):
+        benchmark.main(words)
+    assert seen == [[], ["--size", "64x64"], ["--size", "64x64"]]
+
+
+def test_mistakes_get_one_line_of_the_script(script):
     assert "did you mean 'resnet18'?" in only_error_line(script("benchmark.py", "--encoders", "resnet1"))
-    assert "size" in only_error_line(script("benchmark.py", "--size", "640"))
-    unknown = only_error_line(script("benchmark.py", "backends", "--size", "64x64", "--rows", "egaer"))
-    assert "did you mean 'eager'?" in unknown
-    assert "repeats" in only_error_line(script("benchmark.py", "--train", "--repeats", 0))
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ("--size 640", "--size: got '640'"), ("--size 1x1", "--size"), ("--repeats 0", "--repeats"),
+    ("--batch_size 1,0", "--batch_size"), ("--batch_size ,", "--batch_size"), ("--classes 256", "--classes"),
+    ("--threads -1", "--threads"), ("backends --size 64x64 --rows egaer", "did you mean 'eager'?"),
+    ("--train", "python benchmark.py train"), ("folder --train --repeats 1", "python benchmark.py train"),
+    ("fodler", "unknown command 'fodler' (did you mean 'folder'?)"),
+    ("growth --checkpoint x.pt", "unknown argument '--checkpoint'"), ("growth --config x.yaml", "'--config'"),
+    ("folder --rows eager", "unknown argument '--rows'"), ("folder --files a.xml", "unknown argument '--files'"),
+    ("networks --plot x.png", "unknown argument '--plot'"), ("networks --precision bf16", "'--precision'"),
+    ("train --size 64x64", "--size is for --encoders"), ("train --batch_size 2", "--batch_size is for --encoders"),
+    ("train --config x.yaml --encoders resnet18", "not allowed with"),
+    ("networks --checkpoint x.pt --classes 3", "--classes is for random weights"),
+    ("networks --config x.yaml --checkpoint x.pt", "not allowed with"),
+])  # fmt: skip
+def test_mistakes_are_named(words, message):
+    with pytest.raises(ValueError) as caught:
+        benchmark.main(words.split())
+    assert message in str(caught.value) and "\n" not in str(caught.value)

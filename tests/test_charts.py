@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from drawing import BAR, BLUE, bars, confusion
+from drawing import BAR, BLUE, bars, confusion, letterbox, palette_of
 from metrics import Protocol
 from tasks import Segmentation
 
@@ -27,6 +27,19 @@ def test_the_diagonal_of_a_perfect_matrix_is_dark():
     assert thirds[0].sum() > 200 and thirds[2].sum() > 200 and thirds[1].sum() == 0, "class b does not occur"
     first, last = (np.flatnonzero(part.any(0)) for part in (thirds[0], thirds[2]))
     assert last.min() > first.max()
+
+
+def test_a_letterboxed_picture_is_whole():
+    page = letterbox(np.zeros((30, 90, 3), np.uint8), 60, 60)
+    assert page.shape == (60, 60, 3) and (page == 0).all(2).sum() == 60 * 20
+    assert (page[:20] == 255).all() and (page[40:] == 255).all(), "in the middle"
+    assert letterbox(np.zeros((1, 5000, 3), np.uint8), 40, 50, fill=235).shape == (40, 50, 3)
+
+
+def test_a_palette_has_a_color_for_each_id():
+    palette = palette_of(((1, 2, 3), (4, 5, 6)), other=160)
+    assert palette[:3].tolist() == [[1, 2, 3], [4, 5, 6], [160, 160, 160]] and palette.shape == (256, 3)
+    assert (palette_of(()) == 0).all()
 
 
 def test_a_task_without_labels_has_none():
