@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import forkserver
@@ -20,6 +20,10 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+LONGEST = (
+    "test_processes", "test_train", "test_faults", "test_export", "test_domains", "test_forkserver", "test_teach",
+    "test_benchmark", "test_hostile", "test_video", "test_app",
+)  # fmt: skip
 
 
 def shared(name: str) -> Path:
@@ -49,9 +53,16 @@ def rooms_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Script = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.hookimpl(tryfirst=True)  # before the coverage is summed up
-def pytest_sessionfinish() -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server_ends() -> Iterator[None]:
+    """With the last test, so that coverage counts what it ran, too."""
+    yield
     forkserver.SERVER.stop()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that two processes end at about the same time."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from config import Config
 from dataset import Frames
 from deploy.image_folder import output_stems
 from folders import make_tasks, parse_line, read_folder
-from images import find_images
+from images import find_images, read_image
 from model import load_network
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -343,6 +343,15 @@ def make_data(folder: Path, cases: list[Case]) -> list[Case]:
     return listed
 
 
+def refuses(path: Path) -> bool:
+    """Whether the reader of images refuses the file."""
+    try:
+        read_image(path)
+    except (ValueError, FileNotFoundError):
+        return True
+    return False
+
+
 def through_check(where: Path, cases: list[Case]) -> dict[str, str]:
     """{name of a case: what went wrong} in `prepare.py check`."""
     wrong = {}
@@ -355,10 +364,9 @@ def through_check(where: Path, cases: list[Case]) -> dict[str, str]:
     found = [int(line.split(": ")[1]) for line in done.stdout.splitlines() if line.startswith("  unreadable image: ")]
     missing = [int(line.split(": ")[1]) for line in done.stdout.splitlines() if line.startswith("  missing file: ")]
     count = sum(found + missing)
-    refused = sum(case.outcome == "refused" for case in listed)
-    either = sum(case.outcome == "either" for case in listed)
-    if not refused <= count <= refused + either:
-        wrong["the count"] = f"{count} unreadable images, expected {refused} to {refused + either}"
+    refused = sum(case.outcome == "refused" or refuses(where / "data" / "rgb" / case.name) for case in listed)
+    if count != refused:
+        wrong["the count"] = f"{count} unreadable images, the reader refuses {refused}"
     return wrong
 
 

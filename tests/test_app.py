@@ -154,7 +154,7 @@ def page(address):
 
 def photo(tmp_path: Path) -> Path:
     """A real one where it is there."""
-    real = sorted((SHARED / "redkitchen" / "rgb").glob("*")) or [ROOT / "media" / "sample.jpg"]
+    real = sorted((SHARED / "data" / "redkitchen" / "rgb").glob("*")) or [ROOT / "media" / "sample.jpg"]
     return Path(shutil.copy(real[0], tmp_path / f"my photo{real[0].suffix}"))
 
 

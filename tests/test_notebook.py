@@ -38,7 +38,7 @@ def test_its_kept_outputs_are_whole():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if all(cell.execution_count is None for cell in cells):
-        pytest.fail("run `make notebook`: it was committed without its outputs")
+        pytest.fail("run `make media`: it was committed without its outputs")
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
     assert NOTEBOOK.stat().st_size < 300_000

@@ -119,11 +119,17 @@ def test_depth_at_another_scale_is_that_of_the_frame():
     assert (task.view(np.full((8, 8), 6.0, np.float32), view) == 3).all(), "as in training"
 
 
-def test_mirrored_and_zoomed_scores_come_back(task):
-    """Averaging over views is only right if undoing the mirror of a mirrored prediction is the prediction."""
+def test_scores_of_a_mirrored_and_of_a_zoomed_picture_become_those_of_the_picture(task):
+    """A wall enlarged twice looks half as far away, and steeper: its normal's z is twice as large against x and y."""
     scores = task.scores(torch.randn(1, task.channels, 6, 7), (24, 28))
-    assert torch.allclose(task.undo(task.undo(scores, 1.0, True), 1.0, True), scores, atol=1e-6)
-    assert torch.allclose(task.undo(task.undo(scores, 2.0, False), 0.5, False), scores, atol=1e-5)
+    mirrored, zoomed = scores.flip(-1), scores.clone()
+    if task.name == "depth":
+        zoomed = scores / 2
+    if task.name == "normals":
+        mirrored = mirrored * torch.tensor([-1.0, 1.0, 1.0]).reshape(3, 1, 1)
+        zoomed = torch.nn.functional.normalize(scores * torch.tensor([1.0, 1.0, 2.0]).reshape(3, 1, 1), dim=1)
+    assert torch.allclose(task.undo(mirrored, 1.0, True), scores, atol=1e-5)
+    assert torch.allclose(task.undo(zoomed, 2.0, False), scores, atol=1e-5)
 
 
 def test_unknown_tasks_in_a_checkpoint_are_named():

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +60,9 @@ def test_train_evaluate_inference(trained, script, tmp_path):
     """The checkpoint alone tells the other scripts everything: evaluation repeats the stored numbers."""
     for name in ("best.pt", "last.pt"):
         output = tmp_path / f"{name}.json"
-        done = script("evaluate.py", "--checkpoint", trained / name, "--workers", 0, "--output", output)
+        done = script(
+            "evaluate.py", "--checkpoint", trained / name, "--workers", 0, "--output", output, fresh=name == "best.pt"
+        )
         assert done.returncode == 0, done.stderr
         report = json.loads(output.read_text())
         assert report["metrics"] == pytest.approx(read_checkpoint(trained / name)["metrics"], rel=1e-4, abs=1e-5)
@@ -77,6 +77,7 @@ def test_train_evaluate_inference(trained, script, tmp_path):
         tmp_path / "photo.png",
         "--output",
         tmp_path / "out",
+        fresh=True,
     )
     assert done.returncode == 0, done.stderr
     tasks = ["segmentation", "depth", "normals"]
@@ -115,8 +116,9 @@ def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(tiny_settings,
     tasks = ["--tasks", "segmentation,depth,normals"]
     for run, seed in (("a", 0), ("b", 1)):
         done = script(
-            "train.py", "--config", tiny_settings, "--run", tmp_path / run, "--seed", seed, "--workers", 2, *tasks
-        )
+            "train.py", "--config", tiny_settings, "--run", tmp_path / run, "--seed", seed, "--workers", 2, *tasks,
+            fresh=run == "a",  # with hash seeds of its own
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert_same_weights(trained / "last.pt", tmp_path / "a" / "last.pt")
     with pytest.raises(AssertionError):
@@ -126,12 +128,20 @@ def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(tiny_settings,
 # ---------------------------------------------------------------------------------------------- stopping and resuming
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_a_stopped_run_ends_like_one_that_was_not(tiny_settings, script, tmp_path, number, status):
-    """Half the epochs, a signal, the rest: bit for bit the weights of a run without a break."""
+@pytest.fixture(scope="module")
+def eight_epochs(tiny_settings, script, tmp_path_factory):
+    """(options, folder) of a run without a break."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
     options = ["--config", tiny_settings, "--epochs", 8, "--accumulate", 2, "--log_every", 1, "--class_weights", "log"]
-    whole = script("train.py", *options, "--run", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
+    done = script("train.py", *options, "--run", folder)
+    assert done.returncode == 0, done.stderr
+    return options, folder
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_stopped_run_ends_like_one_that_was_not(eight_epochs, script, tmp_path, number, status):
+    """Half the epochs, a signal, the rest: bit for bit the weights of a run without a break."""
+    options, whole = eight_epochs
     process = start([*options, "--run", tmp_path / "broken"])
     wait_for(tmp_path / "broken" / "log.jsonl", '"epoch": 4.0', process)
     # From within an epoch. Only the training process gets it, as from a scheduler.
@@ -142,11 +152,9 @@ def test_a_stopped_run_ends_like_one_that_was_not(tiny_settings, script, tmp_pat
     assert not list((tmp_path / "broken").glob(".*.tmp")) or number == signal.SIGKILL
     resumed = script("train.py", "--resume", tmp_path / "broken", "--workers", 2, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert_same_weights(tmp_path / "whole" / "last.pt", tmp_path / "broken" / "last.pt")
-    assert (
-        read_checkpoint(tmp_path / "whole" / "last.pt")["metrics"]
-        == read_checkpoint(tmp_path / "broken" / "last.pt")["metrics"]
-    )
+    assert_same_weights(whole / "last.pt", tmp_path / "broken" / "last.pt")
+    first, second = (read_checkpoint(run / "last.pt")["metrics"] for run in (whole, tmp_path / "broken"))
+    assert first == second
 
 
 def test_a_run_of_an_earlier_version_is_not_resumed(trained, script, tmp_path):
@@ -176,12 +184,7 @@ def test_resume_with_a_relative_path_goes_on_in_the_same_folder(tiny_settings, s
     os.kill(process.pid, signal.SIGTERM)
     assert "go on with" in process.communicate(timeout=60)[0]
     before = read_checkpoint(tmp_path / "runs/x/last.pt")["training"]["data_steps"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "--resume", "runs/x/last.pt"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = start(["--resume", "runs/x/last.pt"], cwd=tmp_path)
     wait_for(tmp_path / "runs" / "x" / "log.jsonl", f'"epoch": {before // 3 + 2}.0', process)
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
@@ -223,15 +226,18 @@ def test_the_optimizers_groups_hold_what_the_settings_say(rooms_folder):
     )
     network = build_network(config, make_tasks(read_folder(rooms_folder), config))
     optimizer = step.build_optimizer(network, config)
-    names = {id(parameter): name for name, parameter in network.named_parameters()}
-    seen = 0
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            assert group["lr"] == (1e-4 if name.startswith("encoder.") else 2e-3), name
-            assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0), name
-            seen += 1
-    assert seen == len(names)
+    found = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    assert len(found) == sum(len(group["params"]) for group in optimizer.param_groups) == len([*network.parameters()])
+    counts = dict.fromkeys(("Conv2d.weight", "Conv2d.bias", "BatchNorm2d.weight", "BatchNorm2d.bias"), 0)
+    for path, module in network.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            group = found[id(parameter)]
+            assert group["lr"] == (1e-4 if path.startswith("encoder.") else 2e-3), path
+            kind = f"{'BatchNorm2d' if 'BatchNorm' in type(module).__name__ else type(module).__name__}.{name}"
+            if kind in counts:
+                counts[kind] += 1
+                assert group["weight_decay"] == (0.05 if kind == "Conv2d.weight" else 0), f"{path}.{name}"
+    assert all(counts.values()), counts
 
 
 def test_schedules():
@@ -244,34 +250,23 @@ def test_schedules():
     assert step.rate_factor(dataclasses.replace(config, schedule="constant"), 109, 110) == 1
 
 
-def test_accumulated_batches_give_the_gradient_of_one_large_batch(rooms_folder):
-    """Without batch norm's batch statistics, which differ by nature, two halves equal the whole."""
-    config = make_config({"encoder": "mobilenetv2_100", "decoder_width": 16, "tasks": "normals"}, "test")
-    network = build_network(config, make_tasks(read_folder(rooms_folder), config)).eval()
-    images, target = torch.rand(4, 3, 32, 32), torch.nn.functional.normalize(torch.randn(4, 3, 32, 32), dim=1)
-    gradients = []
-    for parts in (1, 2):
-        network.zero_grad()
-        for image, label in zip(images.chunk(parts), target.chunk(parts), strict=True):
-            (network.tasks["normals"].loss(network(image)["normals"], label) / parts).backward()
-        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
-
-
-def test_the_average_follows_the_weights():
+def test_the_average_follows_the_weights_and_the_statistics():
+    """Of numbers that grow by 1 an update: 9/11 of the first, 3/4 of the second, and in the long run 9 behind."""
     network = build_network(
         make_config({"encoder": "mobilenetv2_100", "decoder_width": 8, "tasks": "depth"}, "test"), {}
     )
+    mean = next(name for name in network.state_dict() if name.endswith("running_mean"))
+    names = [next(name for name, _ in network.named_parameters()), mean]
+    values = [network.state_dict()[name].zero_() for name in names]
     average = step.Average(network, decay=0.9)
-    parameter = next(network.parameters())
-    expected = parameter.detach().clone()
-    for update in range(1, 30):
-        with torch.no_grad():
-            parameter.add_(1)
+    expected = {1: 9 / 11, 2: 9 / 44 + 3 / 2, 200: 200 - 9}
+    for update in range(1, 201):
+        for value in values:
+            value.add_(1)
         average.update(network)
-        decay = min(0.9, (1 + update) / (10 + update))
-        expected = decay * expected + (1 - decay) * parameter.detach()
-    assert torch.allclose(next(average.network.parameters()), expected, rtol=1e-4)
+        for name in names if update in expected else ():
+            followed = average.network.state_dict()[name]
+            assert torch.allclose(followed, torch.full_like(followed, expected[update]), rtol=1e-4), (name, update)
 
 
 def test_class_weights_count_the_training_masks(rooms_folder, tmp_path):
@@ -374,8 +369,8 @@ def test_settings_that_make_another_training_cannot_change_on_resume(trained, sc
 
 
 @pytest.mark.parametrize("kind", ["truncated", "text", "code", "other", "newer", "classes", "empty"])
-@pytest.mark.parametrize("name", ["evaluate.py", "inference.py"])
-def test_bad_checkpoints_get_one_line(trained, script, tmp_path, kind, name):
+def test_bad_checkpoints_get_one_line(trained, script, tmp_path, kind):
+    """As the scripts read them; with one kind the scripts themselves."""
     path, marker = tmp_path / "c.pt", tmp_path / "executed"
     content = read_checkpoint(trained / "best.pt")
     if kind == "truncated":
@@ -399,14 +394,18 @@ def test_bad_checkpoints_get_one_line(trained, script, tmp_path, kind, name):
     else:
         content["tasks"]["segmentation"]["classes"] = ("wall", "floor")
         torch.save(content, path)
-    others = ["--input", SAMPLE] if name == "inference.py" else []
-    line = only_error_line(script(name, "--checkpoint", path, *others))
-    assert str(path) in line and not marker.exists()
+    with pytest.raises(ValueError) as caught:
+        load_network(path)
+    lines = [str(caught.value)]
+    if kind == "code":
+        lines.append(only_error_line(script("evaluate.py", "--checkpoint", path)))
+        lines.append(only_error_line(script("inference.py", "--checkpoint", path, "--input", SAMPLE)))
+    assert all(str(path) in line for line in lines) and not marker.exists()
     expected = {
         "truncated": "damaged", "text": "damaged", "empty": "damaged", "code": "code", "newer": "version 99",
         "other": "not a checkpoint of this project", "classes": "shape",
     }  # fmt: skip
-    assert expected[kind] in line
+    assert all(expected[kind] in line for line in lines)
 
 
 def test_a_run_folder_is_not_a_checkpoint(trained, script):
