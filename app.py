@@ -31,7 +31,7 @@ from deploy.predictor import Predictor, save_predictions
 from geometry import camera_with
 from images import SAMPLE, count_pixels, read_image
 from scene3d.fusion import Surface, cloud
-from tasks import Task
+from tasks import Task, task_giving
 from utils import require, run, setup_cpu
 
 if TYPE_CHECKING:
@@ -181,14 +181,16 @@ class Viewer:
         found = predictor(image)
         took_ms = 1000 * (time.perf_counter() - began)
         height, width = image.shape[:2]
-        tasks, ids, depth = predictor.tasks, found.get("segmentation"), found.get("depth")
-        classes, colors = (tasks["segmentation"].classes, tasks["segmentation"].colors) if ids is not None else ((), ())
+        tasks = predictor.tasks
+        by_class, by_metres = task_giving("classes", tasks), task_giving("metres", tasks)
+        ids, depth = found.get(by_class), found.get(by_metres)
+        classes, colors = (tasks[by_class].classes, tasks[by_class].colors) if by_class else ((), ())
 
         stem = self.new_folder() / (Path(upload).stem[:80] or "picture")
         save_predictions(stem, image, tasks, found)
         metres = turn = None
         if depth is not None:
-            metres = hover_plot(tasks["depth"], depth, ids, classes)
+            metres = hover_plot(tasks[by_metres], depth, ids, classes)
             step = every_nth(height, width, FILE_POINTS)
             few, few_depth = image[::step, ::step], depth[::step, ::step]
             few_ids = None if ids is None else ids[::step, ::step]
@@ -198,12 +200,13 @@ class Viewer:
             turn = cloud_plot(points, classes, colors)
 
         step = -(-max(height, width) // SHOWN_SIDE)
-        drawn = tasks[over].draw(found[over][..., ::step, ::step]) if over in tasks else image[::step, ::step]
-        over_image = cv2.addWeighted(image[::step, ::step], 0.35, drawn, 0.65, 0)
+        shown = image[::step, ::step]
+        drawn = tasks[over].draw(found[over], shown.shape[:2]) if over in tasks else shown
+        over_image = cv2.addWeighted(shown, 0.35, drawn, 0.65, 0)
         line = f"{name}: {width} x {height} pixels, {took_ms:.0f} ms in {predictor.backend.name}; {', '.join(tasks)}"
-        rows = shares(tasks["segmentation"], ids, depth) if ids is not None else []
+        rows = shares(tasks[by_class], ids, depth) if by_class else []
         files = sorted(str(path) for path in stem.parent.iterdir())
-        return (image[::step, ::step], over_image), metres, rows, turn, files, line
+        return (shown, over_image), metres, rows, turn, files, line
 
 
 def uploads_only(move: Move) -> Move:

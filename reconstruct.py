@@ -30,6 +30,7 @@ from scene3d.comparison import surface_metrics
 from scene3d.floor_plan import draw_plan, find_up
 from scene3d.fusion import Fusion, Surface, cloud, fuse, views_of
 from scene3d.posed_images import Scan, Shot, read_scan
+from tasks import task_giving
 from utils import run, setup_cpu, whole_file
 
 MAX_DEPTH_M = 5.0  # default for folders: beyond, the depth of a Kinect and of these networks is poor
@@ -59,14 +60,15 @@ def image_to_cloud(
     """
     image = read_image(path)
     found = predictor(image)
+    name = task_giving("metres", predictor.tasks)
+    depth, classes = found[name], found.get(task_giving("classes", predictor.tasks))
     if max_depth_m is None:
-        max_depth_m = predictor.tasks["depth"].max_m
+        max_depth_m = predictor.tasks[name].max_m
     intrinsics = intrinsics or camera_with(fov, image.shape[1], image.shape[0])
-    points = cloud(image, found["depth"], found.get("segmentation"), intrinsics, max_depth_m)
+    points = cloud(image, depth, classes, intrinsics, max_depth_m)
     if not len(points.points):
-        nearest = found["depth"].min()
         raise ValueError(
-            f"{path}: no point is left: the nearest pixel is {nearest:.2f} m away, beyond --max_depth {max_depth_m:g}"
+            f"{path}: no point is left: the nearest pixel is {depth.min():.2f} m away, beyond --max_depth {max_depth_m:g}"
         )
     return points
 
@@ -98,7 +100,7 @@ def reconstruct(
     scan: Scan, shots: Sequence[Shot], predictor: Predictor | None, output: Path, voxel_m: float, max_depth_m: float
 ) -> dict[str, object]:
     """Writes the surface, its points and its plan. Returns the content of NAME.json."""
-    task = predictor.tasks.get("segmentation") if predictor else None
+    task = predictor.tasks.get(task_giving("classes", predictor.tasks)) if predictor else None
     classes, colors = (task.classes, task.colors) if task else ((), ())
     fusion, began = Fusion(voxel_m, len(classes), max_depth_m), time.monotonic()
     fuse(scan, shots, fusion, predictor)
@@ -187,7 +189,7 @@ def main() -> None:
         eager = one and arguments.backend == "auto" and path.suffix.lower() not in FILES
         setup_cpu()
         predictor = Predictor(path, "eager" if eager else arguments.backend, arguments.device, domain=arguments.domain)
-        if "depth" not in predictor.tasks:
+        if not task_giving("metres", predictor.tasks):
             raise ValueError(f"{path}: it predicts no depth, but {', '.join(predictor.tasks)}")
     else:
         names = ("checkpoint", "domain", "backend", "device")

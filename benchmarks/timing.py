@@ -106,7 +106,7 @@ def some_tasks(classes: int, count: int = 2) -> dict[str, Task]:
     """The first `count` of all tasks, segmentation with this many classes first."""
     names = tuple(f"class_{number}" for number in range(classes))
     colors = tuple(tuple(color) for color in class_palette()[1 : classes + 1].tolist())
-    made: dict[str, Task] = {"segmentation": Segmentation(classes=names, colors=colors)}
+    made: dict[str, Task] = {Segmentation.name: Segmentation(classes=names, colors=colors)}
     made |= {name: TASKS[name]() for name in TASKS if name not in made}
     return dict(list(made.items())[:count])
 

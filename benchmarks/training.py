@@ -14,7 +14,7 @@ from benchmarks.timing import in_turn, median_and_range, print_table, some_tasks
 from config import Config
 from dataset import Frames, eval_loader, train_loader
 from model import build_network
-from tasks import Task
+from tasks import Depth, Segmentation, Task
 from training.data import load_data
 from training.evaluation import accumulate, values_of
 from training.step import Training
@@ -54,8 +54,8 @@ def measure_step(config: Config, classes: int, height: int, width: int, repeats:
     training = make_training(config, tasks, {"synthetic": tasks})
     samples = {
         "image": torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8),
-        "segmentation": torch.randint(0, classes, (batch, height, width)),
-        "depth": 10 * torch.rand(batch, height, width),
+        Segmentation.name: torch.randint(0, classes, (batch, height, width)),
+        Depth.name: 10 * torch.rand(batch, height, width),
         "domain": torch.zeros(batch, dtype=torch.long),
         "weight": torch.ones(batch, 2),
     }

@@ -14,6 +14,7 @@ from deploy.predictor import Predictor
 from geometry import scaled_camera
 from images import read_image
 from scene3d.posed_images import Scan, Shot
+from tasks import task_giving
 from utils import require, whole_file
 
 NO_CLASS = 255
@@ -177,8 +178,8 @@ def fuse(
         if predictor is None:
             depth = scan.read_depth(shot)
         else:
-            predictions, probabilities = predictor.with_probabilities(image, "segmentation")
-            depth = predictions["depth"]
+            predictions, probabilities = predictor.with_probabilities(image, task_giving("classes", predictor.tasks))
+            depth = predictions[task_giving("metres", predictor.tasks)]
             if only_measured:
                 measured = scan.read_depth(shot)
                 check_size(shot, measured, image)

@@ -12,6 +12,7 @@ import numpy as np
 
 from folders import read_folder, read_list
 from images import read_label
+from tasks import task_giving
 
 # 7-Scenes (Microsoft's page): intrinsics of the depth camera; depth in millimeters, 65535 = none. Color and depth are
 # not registered: the focal length of the color camera is about 525.
@@ -107,12 +108,13 @@ def _data_set(root: Path, split: str) -> Scan:
         )
     if not folder.camera:
         raise ValueError(f"{root / 'dataset.yaml'}: it has no camera: fx, fy, cx, cy, width, height")
+    metres = task_giving("metres")
     frames = [frame for name in ([split] if split else folder.splits) for frame in read_list(folder, name)]
     shots = [
-        Shot(frame.image, frame.labels.get("depth"), read_pose(root / folder.poses / f"{frame.image.stem}.txt"))
+        Shot(frame.image, frame.labels.get(metres), read_pose(root / folder.poses / f"{frame.image.stem}.txt"))
         for frame in sorted(frames, key=lambda frame: frame.image)
     ]
-    section = folder.sections.get("depth", {"metres_per_unit": 0.001, "max": 10.0})
+    section = folder.sections.get(metres, {"metres_per_unit": 0.001, "max": 10.0})
     return Scan(folder.name, folder.camera, tuple(shots), section["metres_per_unit"], section["max"])
 
 

@@ -89,8 +89,12 @@ class Segmentation(DenseTask):
         return {"classes": list(self.classes), "colors": [list(color) for color in self.colors], "ignore": NO_CLASS}
 
     def misfit(self, section: Mapping[str, object]) -> str:
-        other = section["classes"]
-        return "" if self.classes == other else f"its {len(other)} classes are not the {len(self.classes)}"
+        theirs = section["classes"]
+        if len(theirs) != len(self.classes):
+            return f"{len(theirs)} classes and not {len(self.classes)}"
+        return next(
+            (f"{its!r} and not {own!r}" for its, own in zip(theirs, self.classes, strict=True) if its != own), ""
+        )
 
     @property
     def is_part(self) -> bool:

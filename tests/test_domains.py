@@ -23,7 +23,7 @@ from checkpoints import read_checkpoint
 from config import Config, make_config
 from dataset import Frames, Mixture, Pool, StepSampler
 from folders import make_domains, read_folder, read_list
-from model import build_network
+from model import build_network, mixed_domains
 from tasks import Depth, Segmentation
 from training.step import Training
 
@@ -139,6 +139,20 @@ def test_equal_class_lists_and_single_data_sets_use_the_whole_head():
     one = segmentation("a", "b")
     head, parts = Segmentation.join({"x": one, "y": one}, merge=False)
     assert head.classes == ("a", "b") and parts["x"].outputs == parts["y"].outputs == ()
+
+
+def test_classes_that_were_trained_apart_get_a_warning(two_sets):
+    """Without --domain the largest of 80 outputs would win, of which no step compared the first 40 with the others."""
+    apart = prepared(two_sets, tasks="segmentation")[1].network
+    assert mixed_domains(apart, "") == "" and mixed_domains(apart, "masks_only") == "", "one class list"
+    values = yaml.safe_load((two_sets[1] / "dataset.yaml").read_text())
+    names = [f"thing_{number}" for number in range(40)]
+    (two_sets[1] / "dataset.yaml").write_text(yaml.safe_dump(values | {"segmentation": {"classes": names}}))
+    apart = prepared(two_sets, tasks="segmentation")[1].network
+    line = mixed_domains(apart, "")
+    assert line.startswith("segmentation: the classes of masks_only and depth_only were trained apart")
+    assert "--domain masks_only" in line and "\n" not in line
+    assert mixed_domains(apart, "depth_only") == ""
 
 
 def test_too_many_classes():

@@ -7,6 +7,8 @@ import ast
 import pytest
 from conftest import ROOT
 
+from tasks import TASKS
+
 # From the ground up. A module imports only what stands on an earlier line, or in its own folder.
 LAYERS = (
     ("config", "distributed", "loss", "metrics"),
@@ -67,3 +69,41 @@ def test_few_files_stand_on_top():
     # Without __init__.py these folders of weights and data leave their names to model.py and dataset.py.
     assert not any((ROOT / folder / "__init__.py").exists() for folder in ("model", "dataset", "media"))
     assert set(FLOOR) == {*FOLDERS, *(path.stem for path in ROOT.glob("*.py"))}
+
+
+# ---------------------------------------------------------------------------------------------- tasks
+
+
+# What knows tasks by name: the tasks, a published format, and what writes data sets of given labels.
+KNOW_TASKS = ("tasks/", "sources/", "rooms/", "networks/paper_checkpoints.py")
+
+
+def questions(source: str) -> list[int]:
+    """Lines that compare something with a task's name, or that look it up in a dictionary."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        asked: list[ast.expr] = []
+        if isinstance(node, ast.Compare):
+            asked = [node.left, *node.comparators]
+        elif isinstance(node, ast.Subscript):
+            asked = [node.slice]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("get", "pop"):
+            asked = node.args
+        elif isinstance(node, ast.MatchValue):
+            asked = [node.value]
+        names = {item.value for part in asked for item in ast.walk(part) if isinstance(item, ast.Constant)}
+        if names & set(TASKS):
+            lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_asks_which_task_it_is(file):
+    if not str(file.relative_to(ROOT)).startswith(KNOW_TASKS):
+        assert questions(file.read_text()) == []
+
+
+def test_questions_are_found():
+    asked = ['x == "depth"', 'x["segmentation"]', 'x.get("depth")', '"normals" in x', 'x in ("depth", "y")']
+    assert all(questions(line) == [1] for line in asked)
+    assert questions('x = {"depth": 1}\nx["other"] = f("depth")') == []

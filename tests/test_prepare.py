@@ -14,7 +14,8 @@ from conftest import Script, only_error_line, only_holds, shared, small_frame
 from PIL import Image
 
 import prepare
-from folders import read_folder
+from config import Config
+from folders import make_tasks, read_folder
 from images import read_label, write_png
 from sources import validate
 from sources.parallel import in_threads
@@ -170,6 +171,19 @@ def test_each_fault_is_named(
     assert f"  {kind}: 1\n" in printed and "1 faults:" in printed
     assert re.search(example, printed[printed.index("1 faults:") :])
     only_holds(here / "pictures", "check.png")
+
+
+def test_what_is_kept_of_a_frame_is_small(data: Path) -> None:
+    """Histograms are added up as frames are read: one for each frame of a large data set would fill the memory."""
+    folder = read_folder(data)
+    tasks = make_tasks(folder, Config(tasks=tuple(folder.sections)))
+    frames, _ = validate.list_frames(folder, "train")
+    found, sums = validate.check_frames(frames, folder, tasks, "train")
+    assert [item.read for item in found] == [{"segmentation", "depth", "normals"}] * 4
+    assert not any(item.surveys for item in found)
+    wanted = sum(tasks["depth"].survey(tasks["depth"].read(frame.labels["depth"], folder.sections["depth"]),
+                                       folder.sections["depth"]) for frame in frames)  # fmt: skip
+    assert np.array_equal(sums["depth"], wanted)
 
 
 def test_wrong_scale_of_a_whole_data_set(data: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

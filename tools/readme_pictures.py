@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.timing import some_tasks
 from config import Config, Parser, convert
+from dataset import read_label
 from deploy.predictor import Predictor
 from drawing import Panel, side_by_side
 from folders import read_folder, read_list
@@ -31,6 +32,7 @@ from model import Network, build_network
 from scene3d.floor_plan import draw_plan, facets, find_up
 from scene3d.fusion import Fusion, Surface, back_project, cloud, fuse, views_of
 from scene3d.posed_images import read_scan
+from tasks import task_giving
 from utils import require, run, setup_cpu, whole_file
 
 MEDIA = Path("media")
@@ -122,9 +124,10 @@ def draw_results(predictor: Predictor, root: Path, split: str, count: int) -> np
         panels: list[Panel] = [("image", smaller(image), [])]
         for name, task in predictor.tasks.items():
             if name in frame.labels:
-                label = task.read(frame.labels[name], folder.sections[name])
-                panels.append((name, smaller(task.draw(found[name])), task.legend(found[name])))
-                panels.append((f"{name}, labelled", smaller(task.draw(label)), []))
+                label = read_label(task, frame.labels[name], folder.sections[name], image.shape[:2])
+                size = image.shape[:2]
+                panels.append((name, smaller(task.draw(found[name], size)), task.legend(found[name])))
+                panels.append((f"{name}, labelled", smaller(task.draw(label, size)), []))
         rows.append(side_by_side(panels, lines=2))
     return np.concatenate(rows)
 
@@ -181,11 +184,11 @@ def render(surface: Surface, colors: np.ndarray, pose: np.ndarray, camera: Mappi
 
 def draw_surface(predictor: Predictor, root: Path) -> np.ndarray:
     """The surface of a folder with poses, of predicted depth: its colours, its classes, and the plan."""
-    missing = {"segmentation", "depth"} - set(predictor.tasks)
+    missing = [what for what in ("classes", "metres") if not task_giving(what, predictor.tasks)]
     if missing:
-        raise ValueError(f"the network has no {' and no '.join(sorted(missing))}")
+        raise ValueError(f"the network gives no {' and no '.join(missing)}")
     scan = read_scan(root)
-    task = predictor.tasks["segmentation"]
+    task = predictor.tasks[task_giving("classes", predictor.tasks)]
     fusion = Fusion(VOXEL_M, len(task.classes), MOST_M)
     fuse(scan, scan.shots, fusion, predictor)
     surface = fusion.mesh(views_of(scan.shots))
@@ -232,8 +235,9 @@ def draw_cloud(predictor: Predictor, path: Path, fov: float = 60.0) -> np.ndarra
     """A picture, and its points from the left, from above, and from the left in the colours of their classes."""
     image = read_image(path)
     found = predictor(image)
-    task, camera = predictor.tasks["segmentation"], camera_with(fov, image.shape[1], image.shape[0])
-    points = cloud(image, found["depth"], found["segmentation"], camera, MOST_M)
+    by_class, by_metres = (task_giving(what, predictor.tasks) for what in ("classes", "metres"))
+    task, camera = predictor.tasks[by_class], camera_with(fov, image.shape[1], image.shape[0])
+    points = cloud(image, found[by_metres], found[by_class], camera, MOST_M)
     middle = np.median(points.points, axis=0).astype(np.float64)
     up, camera = np.array([0.0, -1, 0]), camera_with(fov, SURFACE_SIZE[1], SURFACE_SIZE[0])
     x, y, far = middle
@@ -244,7 +248,7 @@ def draw_cloud(predictor: Predictor, path: Path, fov: float = 60.0) -> np.ndarra
         ("image", on_white(image, *SURFACE_SIZE), []),
         ("its points from the left", splat(points.points, points.colors, left, camera), []),
         ("from above", splat(points.points, points.colors, above, camera), []),
-        ("classes", splat(points.points, palette[points.classes], left, camera), task.legend(found["segmentation"])),
+        ("classes", splat(points.points, palette[points.classes], left, camera), task.legend(found[by_class])),
     ], lines=2)  # fmt: skip
 
 

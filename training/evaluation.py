@@ -85,7 +85,9 @@ def pick_tasks(network: Network | Backend, folder: Folder, path: Path, domain: s
         if not any(misfits):
             return tasks
         reasons.append(next(filter(None, misfits)))
-    raise ValueError(f"{folder.root}: {' or '.join(dict.fromkeys(reasons))} of {path}")
+    raise ValueError(
+        f"{folder.root}: its classes are not those of {path}: it has {' or '.join(dict.fromkeys(reasons))}"
+    )
 
 
 @dataclass(frozen=True)
