@@ -67,9 +67,8 @@ def image_to_cloud(
     intrinsics = intrinsics or camera_with(fov, image.shape[1], image.shape[0])
     points = cloud(image, depth, classes, intrinsics, max_depth_m)
     if not len(points.points):
-        raise ValueError(
-            f"{path}: no point is left: the nearest pixel is {depth.min():.2f} m away, beyond --max_depth {max_depth_m:g}"
-        )
+        beyond = f"the nearest pixel is {depth.min():.2f} m away, beyond --max_depth {max_depth_m:g}"
+        raise ValueError(f"{path}: no point is left: {beyond}")
     return points
 
 
