@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import openmp  # noqa: F401 - before torch
+
 from benchmarks.latency import measure_backends, measure_networks
 from benchmarks.scaling import measure_folders, measure_growth, plot_growth
 from benchmarks.timing import Options, conditions, some_tasks, width_and_height, write_json

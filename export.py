@@ -18,6 +18,8 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import openmp  # noqa: F401 - before torch
+
 import numpy as np
 import torch
 from torch import Tensor

@@ -20,6 +20,8 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
+import openmp  # noqa: F401 - before torch
+
 import torch
 
 import distributed

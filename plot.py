@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import openmp  # noqa: F401 - before torch
+
 from config import Parser, convert, near
 from utils import require, run, whole_file
 

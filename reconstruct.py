@@ -18,6 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import openmp  # noqa: F401 - before torch
+
 from checkpoints import newest_checkpoint
 from config import Parser, convert
 from deploy.backends import BACKENDS
