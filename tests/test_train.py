@@ -25,6 +25,7 @@ from dataset import Frames, class_frequencies
 from folders import make_tasks, read_folder, read_list
 from model import build_network, load_network
 from training import step
+from training.optimizer import build_optimizer, rate_factor
 
 SAMPLE = ROOT / "media" / "sample.jpg"
 
@@ -222,7 +223,7 @@ def test_the_optimizers_groups_hold_what_the_settings_say(rooms_folder):
         {"encoder": "resnet18", "lr_encoder": "1e-4", "lr_decoder": "2e-3", "weight_decay": "0.05"}, "test"
     )
     network = build_network(config, make_tasks(read_folder(rooms_folder), config))
-    optimizer = step.build_optimizer(network, config)
+    optimizer = build_optimizer(network, config)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     kernels = {id(module.weight) for module in network.modules() if isinstance(module, torch.nn.Conv2d)}
     seen = 0
@@ -237,26 +238,12 @@ def test_the_optimizers_groups_hold_what_the_settings_say(rooms_folder):
 
 def test_schedules():
     config = make_config({"warmup_steps": 10, "schedule": "poly"}, "test")
-    factors = [step.rate_factor(config, step, 110) for step in range(110)]
+    factors = [rate_factor(config, number, 110) for number in range(110)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1
     assert factors[60] == pytest.approx(0.5**0.9) and 0 < factors[-1] < 0.02
     cosine = dataclasses.replace(config, schedule="cosine")
-    assert step.rate_factor(cosine, 60, 110) == pytest.approx(0.5)
-    assert step.rate_factor(dataclasses.replace(config, schedule="constant"), 109, 110) == 1
-
-
-def test_accumulated_batches_give_the_gradient_of_one_large_batch(rooms_folder):
-    """Without batch norm's batch statistics, which differ by nature, two halves equal the whole."""
-    config = make_config({"encoder": "mobilenetv2_100", "decoder_width": 16, "tasks": "normals"}, "test")
-    network = build_network(config, make_tasks(read_folder(rooms_folder), config)).eval()
-    images, target = torch.rand(4, 3, 32, 32), torch.nn.functional.normalize(torch.randn(4, 3, 32, 32), dim=1)
-    gradients = []
-    for parts in (1, 2):
-        network.zero_grad()
-        for image, label in zip(images.chunk(parts), target.chunk(parts), strict=True):
-            (network.tasks["normals"].loss(network(image)["normals"], label) / parts).backward()
-        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+    assert rate_factor(cosine, 60, 110) == pytest.approx(0.5)
+    assert rate_factor(dataclasses.replace(config, schedule="constant"), 109, 110) == 1
 
 
 def test_the_average_follows_the_weights():
