@@ -21,6 +21,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import openmp  # noqa: F401 - before torch
+
 import cv2
 import numpy as np
 

@@ -23,6 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import openmp  # noqa: F401 - before torch
+
 import torch
 
 from benchmarks.latency import measure_backends, measure_networks

@@ -14,6 +14,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import openmp  # noqa: F401 - before torch
+
 import torch
 
 import distributed

@@ -22,6 +22,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import openmp  # noqa: F401 - before torch
+
 import numpy as np
 import torch
 from torch import Tensor

@@ -21,6 +21,8 @@ import argparse
 from datetime import timedelta
 from pathlib import Path
 
+import openmp  # noqa: F401 - before torch
+
 import torch
 
 import distributed

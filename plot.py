@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import openmp  # noqa: F401 - before torch
+
 from config import Parser, convert, near
 from utils import run, whole_file
 

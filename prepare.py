@@ -23,6 +23,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import openmp  # noqa: F401 - before torch
+
 from config import Parser, near
 from rooms import generate
 from sources import camvid, carvana, kitti, nyudv2, redkitchen, replica

@@ -19,6 +19,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import openmp  # noqa: F401 - before torch
+
 from checkpoints import newest_checkpoint
 from config import Parser, convert, number, positive_int, refuse
 from deploy.backends import BACKENDS, FILES

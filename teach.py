@@ -19,6 +19,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import openmp  # noqa: F401 - before torch
+
 import numpy as np
 import torch
 import yaml

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import openmp  # noqa: F401 - before torch
+
 import numpy as np
 import torch
 import yaml

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -11,7 +14,7 @@ from tasks import TASKS
 
 # From the ground up. A module imports only what stands on an earlier line, or in its own folder.
 LAYERS = (
-    ("config", "distributed", "loss", "metrics"),
+    ("config", "distributed", "loss", "metrics", "openmp"),
     ("utils",),
     ("geometry", "images", "checkpoints"),
     ("drawing",),
@@ -60,12 +63,30 @@ def test_imports_go_one_way(file):
         assert name not in FLOOR or inside or FLOOR[name] < FLOOR[place], f"{place} imports {name}"
 
 
+SCRIPTS = [file for file in sorted(ROOT.glob("*.py")) if '__name__ == "__main__"' in file.read_text()]
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda path: path.name)
+def test_openmp_is_set_before_anything_could_load_it(file):
+    others = [name for name in imported(file.read_text()) if name not in sys.stdlib_module_names]
+    assert others[0] == "openmp"
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_openmp_of_a_script_waits_without_spinning_unless_the_user_wants_it(given, expected):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "TRUE", **({"OMP_WAIT_POLICY": given} if given else {})}
+    words = [sys.executable, str(ROOT / "evaluate.py"), "--help"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and f"OMP_WAIT_POLICY = '{expected}'" in done.stderr, done.stderr
+
+
 def test_an_import_inside_a_function_counts():
     assert imported("def f():\n    import train\n    from deploy.video import VIEWS\n") == ["train", "deploy"]
 
 
 def test_few_files_stand_on_top():
-    assert len(list(ROOT.glob("*.py"))) <= 22
+    assert len(list(ROOT.glob("*.py"))) <= 23
     # Without __init__.py these folders of weights and data leave their names to model.py and dataset.py.
     assert not any((ROOT / folder / "__init__.py").exists() for folder in ("model", "dataset", "media"))
     assert set(FLOOR) == {*FOLDERS, *(path.stem for path in ROOT.glob("*.py"))}

@@ -99,6 +99,22 @@ def test_two_processes_take_the_steps_of_one(in_two, data, script, tmp_path, bat
     assert abs(losses[-1] - losses[0]) > 1e-3, "the steps are large enough to tell them apart"
 
 
+def test_accumulated_batches_of_two_processes_with_adamw_and_clipping(torchrun, data, script, tmp_path):
+    others = ["--optimizer", "adamw", "--clip_norm", 0.5, "--lr_encoder", 1e-4, "--lr_decoder", 1e-3]
+    done = torchrun(2, "train.py", *data, *others, "--batch_size", 1, "--accumulate", 2, "--run", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    done = script("train.py", *data, *others, "--batch_size", 4, "--run", tmp_path / "one")
+    assert done.returncode == 0, done.stderr
+    # The first moment is the mean of the clipped gradients. AdamW makes whole steps of the rounding of small ones, so
+    # that the weights themselves tell less.
+    one, two = (read_checkpoint(tmp_path / name / "last.pt")["training"]["optimizer"] for name in ("one", "two"))
+    moments = [torch.cat([entry["exp_avg"].flatten() for entry in item["state"].values()]) for item in (one, two)]
+    assert torch.linalg.norm(moments[0] - moments[1]) < 0.02 * torch.linalg.norm(moments[0])
+    for alone, together in zip(entries(tmp_path / "one", "train"), entries(tmp_path / "two", "train"), strict=True):
+        for name in ("segmentation", "depth", "lr_encoder", "lr_decoder"):
+            assert together[name] == pytest.approx(alone[name], rel=2e-3), name
+
+
 def test_every_frame_is_evaluated_once(in_two, script, torchrun, tmp_path):
     options = ["--checkpoint", in_two / "best.pt", "--batch_size", 1]
     reports = {}

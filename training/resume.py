@@ -97,16 +97,17 @@ def locked(folder: Path) -> Iterator[None]:
         (folder / LOCK).touch()
         yield
         return
-    with (folder / LOCK).open("a+") as file:
+    with (folder / LOCK).open("ab+", buffering=0) as file:
         try:
             # Not flock: forked loader processes would inherit it, and may outlive this process by seconds.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise ValueError(f"{folder}: another training (process {file.read().strip()}) writes into it") from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+            owner = file.read(20).decode(errors="replace").strip()
+            raise ValueError(f"{folder}: another training (process {owner}) writes into it") from None
+        with contextlib.suppress(OSError):  # a full disk: the lock itself takes no space
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
         yield
 
 
