@@ -16,7 +16,7 @@ TASKS_PAGE = (ROOT / "docs" / "TASKS.md").read_text()
 
 
 def test_the_fourth_task_is_a_class_in_tasks_and_nothing_else(tiny_settings, tmp_path):
-    (code,) = re.findall(r"```python\n(from dataclasses.*?class Edges\(Task\).*?)```", TASKS_PAGE, re.DOTALL)
+    (code,) = re.findall(r"```python\n(from dataclasses.*?class Edges\(DenseTask\).*?)```", TASKS_PAGE, re.DOTALL)
     assert code.count("\n") < 60
     repository = tmp_path / "repository"
     repository.mkdir()
