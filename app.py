@@ -203,7 +203,7 @@ class Viewer:
 
         step = -(-max(height, width) // SHOWN_SIDE)
         shown = image[::step, ::step]
-        drawn = tasks[over].draw(found[over], shown.shape[:2]) if over in tasks else shown
+        drawn = tasks[over].draw(found[over], (height, width), shown.shape[:2]) if over in tasks else shown
         over_image = cv2.addWeighted(shown, 0.35, drawn, 0.65, 0)
         line = f"{name}: {width} x {height} pixels, {took_ms:.0f} ms in {predictor.backend.name}; {', '.join(tasks)}"
         rows = shares(tasks[by_class], ids, depth) if by_class else []

@@ -57,7 +57,7 @@ class Frame:
 
 
 def read_folder(path: str | Path, teacher_labels: str = "") -> Folder:
-    """Reads a data set's description, and those of the label files that teach.py left in its folder `teacher_labels`.
+    """Reads a data set's description, and the descriptions of teachers' labels (teach.py) in its `teacher_labels`.
 
     Raises FileNotFoundError, or ValueError with file and key.
     """
@@ -167,7 +167,7 @@ def label_tasks(folder: Folder) -> list[str]:
 
 
 def make_tasks(folder: Folder, config: Config) -> dict[str, Task]:
-    """Those tasks of `config` for which this data set has labels. Raises ValueError when there is none."""
+    """The tasks of `config` for which this data set has labels. Raises ValueError when there is none."""
     for where, names in (("tasks", config.tasks), ("loss_weights", config.loss_weights)):
         for name in names:
             if name not in TASKS:

@@ -1,4 +1,4 @@
-"""Geometry of pictures: sizes, and views, the random crops of a training."""
+"""Geometry of pictures: sizes, views (the random crops of a training), resizing, cameras and normals."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LEAST_SIDE = 32  # pixels of a side of an image: the coarsest features of an enc
 
 @dataclass(frozen=True)
 class View:
-    """A part of a frame as a crop: the frame is brought to a size, then mirrored, turned and shifted."""
+    """A crop of a frame: the frame is resized, then mirrored, rotated and shifted."""
 
     frame_size: tuple[int, int]  # height, width of the frame
-    zoomed_size: tuple[int, int]  # the size that it is brought to
+    zoomed_size: tuple[int, int]  # height, width that it is resized to
     turn: np.ndarray  # (2, 3) float64, from pixel centres of the zoomed frame to pixel centres of the crop
     height: int
     width: int
-    zoom: float = 1.0  # by how much it is larger than the network sees frames in evaluation
+    zoom: float = 1.0  # zoomed_size over the size at which the network sees frames in evaluation
     mirror: bool = False
     angle: float = 0.0  # degrees by which the picture is turned, as in cv2.getRotationMatrix2D
 
@@ -45,8 +45,8 @@ class View:
     def resample(self, image: np.ndarray, fill: tuple[float, float, float]) -> np.ndarray:
         """image (H, W, 3) -> the crop, averaged where it shrinks; `fill` outside.
 
-        Resized like an image in evaluation and then, unless it is turned, copied: were views less sharp than the
-        images of the evaluation, the network would take sharpness for distance.
+        It is resized like an image in evaluation. Unless the view is rotated, its pixels are then copied: if views
+        were less sharp than images in evaluation, the network would take sharpness for distance.
         """
         zoomed = resize_image(image, *self.zoomed_size)
         return cv2.warpAffine(zoomed, self.turn, (self.width, self.height), flags=cv2.INTER_LINEAR, borderValue=fill)
@@ -62,7 +62,7 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def resize_raw(raw: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
     """raw (B, C, h, w) -> (B, C, *size) in fp32."""
-    # Not asked in a graph of any size, which could not be said to be right for all of them then.
+    # Not while a graph for any size is compiled: the comparison would bind the graph to this size.
     if not torch.compiler.is_compiling() and raw.shape[-2:] == size:
         return raw.float()
     return F.interpolate(raw.float(), size=size, mode=mode, align_corners=False)
@@ -106,11 +106,11 @@ def sample_raw(raw: Tensor, pixels: Pixels) -> Tensor:
 
 
 def argmax_resized(raw: Tensor, size: tuple[int, int]) -> Tensor:
-    """raw (B, C, h, w) -> (B, *size) uint8: the argmax over C of `resize_raw(raw, size)`, which is never built.
+    """Bilinear resize and argmax in one: raw (B, C, h, w) -> (B, *size) uint8, `resize_raw(raw, size).argmax(1)`.
 
-    A bilinear value is a mean of the four corners of its cell. Where these have one largest channel, all pixels
-    between them have it too: only the other cells, along the borders of things, are interpolated. Rounding decides
-    where two channels are equal. A traced graph, which other programs compile, has the values of all pixels.
+    A bilinear value is a weighted mean of four neighboring inputs. Where all four have the same largest channel, so do
+    all pixels between them: only the other cells, along borders, are interpolated. Where two channels are equal,
+    rounding decides. A traced graph computes all pixels.
     """
     height, width = size
     if torch.jit.is_tracing() or torch.compiler.is_compiling():
@@ -141,7 +141,8 @@ def argmax_resized(raw: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def argmax_in_bands(raw: Tensor, size: tuple[int, int], rows: int = 64) -> Tensor:
-    """`argmax_resized` on a GPU, some rows at a time: finding the cells along borders would make one wait for it."""
+    """`argmax_resized` on a GPU: resize and argmax of some rows at a time. nonzero(), to find the cells along borders,
+    would wait for the GPU."""
     top, bottom, y_weights = _taps(raw.shape[2], size[0], raw.device)
     left, right, x_weights = _taps(raw.shape[3], size[1], raw.device)
     raw, bands = raw.float(), []
@@ -174,10 +175,11 @@ def _column_weights(inputs: int, outputs: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _cells(inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One axis of a bilinear resize, by the cells between neighbouring inputs (and before the first, after the last).
+    """Groups the outputs of a bilinear resize of one axis by their cell: the two inputs between which they lie.
 
-    Returns each cell's two inputs (cells,), and of the outputs in it the weights of the second input (cells, most
-    outputs of a cell) and the indices; then the cell of each output (outputs,). Cells with fewer outputs repeat one.
+    Returns, per cell: its left and right input (cells,), and of its outputs the weights of the right input and the
+    indices (cells, n), where n is the most outputs of a cell and other cells repeat their last. And the cell of each
+    output (outputs,).
     """
     source = (torch.arange(outputs, dtype=torch.float64) + 0.5) * inputs / outputs - 0.5
     cell = source.floor().long() + 1  # 0 .. inputs
@@ -190,7 +192,7 @@ def _cells(inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tensor, Tensor, T
 
 
 def fitted_size(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """(height, width) of a frame whose longer side becomes `long_side`; 0 leaves it."""
+    """(height, width) of a frame resized so that its longer side is `long_side`; 0 keeps its size."""
     if not long_side:
         return height, width
     scale = long_side / max(height, width)
@@ -224,7 +226,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def scaled_camera(camera: Mapping[str, float], height: int, width: int) -> dict[str, float]:
-    """Intrinsics for frames of this size; camera's own size is in its width and height, this one where it has none."""
+    """Intrinsics for frames of this size. Those of `camera` are for its width and height, or for any size without."""
     x, y = width / camera.get("width", width), height / camera.get("height", height)
     # Pixel centres are at whole numbers: the corner of the picture is at -0.5.
     return {

@@ -145,7 +145,7 @@ class DepthMetrics:
 class NormalMetrics:
     """Angles between predicted and true normals, in degrees, pooled over pixels."""
 
-    BINS = 18_000  # of 0.01 degrees: the median is exact to half a bin, without keeping every pixel
+    BINS = 18_000  # of 0.01 degrees: the median is exact to half a bin, without keeping all angles
 
     def __init__(self) -> None:
         self.histogram: Tensor | None = None

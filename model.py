@@ -68,7 +68,7 @@ class Network(nn.Module):
         return self.maps(images.to(next(self.encoder.parameters()).dtype))
 
     def maps(self, normalized: Tensor) -> list[Tensor]:
-        """Images of which mean and deviation are those of the encoder -> the maps that the heads read."""
+        """Images, normalized by the encoder's mean and std -> the maps that the heads read."""
         maps = self.decoder(self.encoder(normalized))
         # Finer maps are computed from coarser ones. With an alias of each, the gradient by a map is that of the heads
         # that read it, and no other map's.
@@ -137,7 +137,7 @@ def build_network(
 
 
 def freeze_batch_norm(network: nn.Module) -> None:
-    """Keeps the statistics and the scales of batch norm as they are; call it after each `.train()`."""
+    """Freezes statistics, scales and offsets of batch norm. Call it after each `.train()`, which undoes it."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
@@ -174,7 +174,7 @@ def load_network(path: str | Path) -> Network:
 
 
 def read_safetensors(path: Path) -> dict[str, object]:
-    """What export.py --format safetensors wrote, as the content of a checkpoint."""
+    """A file of export.py --format safetensors -> the content of a checkpoint. Raises FileNotFoundError or ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     weights = read_weights(path)

@@ -116,7 +116,7 @@ def save_predictions(
     step = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / PIXELS_TO_SEE))
     panels: list[Panel] = [("image", image[::step, ::step], [])]
     for name, task in tasks.items():
-        picture = task.draw(predictions[name], panels[0][1].shape[:2])
+        picture = task.draw(predictions[name], image.shape[:2], panels[0][1].shape[:2])
         panels.append((name, picture, task.legend(predictions[name])))
         task.save(predictions[name], stem.with_name(f"{stem.name}_{name}{task.suffix}"))
         write_jpeg(stem.with_name(f"{stem.name}_{name}_color.jpg"), picture)

@@ -230,9 +230,7 @@ class Task(ABC):
         `section` is the data set's, None when it has none; `names` rename classes. Raises ValueError when they do not
         fit.
         """
-        if names:
-            raise ValueError(f"--map: {self.name} has no classes")
-        return (self if section is None else self.from_section(section, Config())), lambda prediction: prediction
+        raise ValueError(f"--task: {self.name} cannot be taught")
 
     def teach(self, raw: Tensor, mirrored: Tensor, size: Size) -> list[tuple[np.ndarray, np.ndarray]]:
         """Raw outputs for frames of this size and for their mirror images -> (prediction, its confidence in 0..1) of
@@ -270,10 +268,9 @@ class Task(ABC):
         return float(off.max()) if off.numel() else 0.0, int(changed.sum()), wanted.numel()
 
     @abstractmethod
-    def draw(self, prediction: np.ndarray, size: Size | None = None) -> np.ndarray:
-        """The prediction of a frame, or a label -> picture (*size, 3) uint8, with the same colors in all frames.
-
-        Without a size, as large as the prediction, where it is a map.
+    def draw(self, prediction: np.ndarray, size: Size | None = None, shown: Size | None = None) -> np.ndarray:
+        """The prediction of a frame of this size, or a label -> picture (*shown, 3) uint8, with the same colors in all
+        frames. By default a picture has the frame's size, which a map knows by itself.
         """
 
     def legend(self, prediction: np.ndarray) -> list[tuple[str, tuple[int, int, int]]]:

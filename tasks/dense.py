@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from config import Config
 from geometry import Pixels, View, resize_nearest, resize_raw, sample_raw
 from images import read_label
 from networks.decoders import Head
@@ -139,6 +140,13 @@ class DenseTask(Task):
             raise ValueError(f"--teacher: its output is {got}, but its YAML file describes {self.channels} channels")
         return raw.clamp(min=1e-12).log() if probabilities else raw
 
+    def translation(
+        self, section: Mapping[str, object] | None, names: Mapping[str, str], where: str
+    ) -> tuple[Task, Callable[[np.ndarray], np.ndarray]]:
+        if names:
+            raise ValueError(f"--map: {self.name} has no classes")
+        return (self if section is None else self.from_section(section, Config())), lambda prediction: prediction
+
     def confidence(self, scores: Tensor, mirrored: Tensor) -> Tensor:
         """Scores of a picture and, `undo`ne, of its mirror image -> how sure it is, (B, H, W) in 0..1.
 
@@ -162,8 +170,8 @@ class DenseTask(Task):
 
     # Pictures
 
-    def draw(self, prediction: np.ndarray, size: Size | None = None) -> np.ndarray:
-        picture = self.paint(prediction)
+    def draw(self, prediction: np.ndarray, size: Size | None = None, shown: Size | None = None) -> np.ndarray:
+        picture, size = self.paint(prediction), shown or size
         if size is None or size == picture.shape[:2]:
             return picture
         rows, columns = (

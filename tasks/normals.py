@@ -19,7 +19,7 @@ from tasks.dense import DenseTask
 
 
 def unit_length(x: Tensor) -> Tensor:
-    """x (B, C, H, W) -> the same directions over C with length 1; on a CPU in a sixtieth of F.normalize's time."""
+    """x (B, C, H, W), divided by its length over C. On a CPU it takes a sixtieth of the time of F.normalize."""
     return x / x.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
 
 

@@ -26,7 +26,7 @@ from tasks.base import Task, check_keys
 from tasks.dense import DenseTask
 from tasks.survey import share_table
 
-NO_CLASS = 255  # "no label" in segmentation labels, whatever number the data set uses for it
+NO_CLASS = 255  # "no label" in labels as `read` gives them; files may use another number
 
 CLASS_LISTS = {
     # Gupta et al., CVPR 2013: the 40 classes of NYUDv2, in the order of classMapping40.mat.
@@ -92,9 +92,8 @@ class Segmentation(DenseTask):
         theirs = section["classes"]
         if len(theirs) != len(self.classes):
             return f"{len(theirs)} classes and not {len(self.classes)}"
-        return next(
-            (f"{its!r} and not {own!r}" for its, own in zip(theirs, self.classes, strict=True) if its != own), ""
-        )
+        differ = (pair for pair in zip(theirs, self.classes, strict=True) if pair[0] != pair[1])
+        return next((f"{its!r} and not {own!r}" for its, own in differ), "")
 
     @property
     def is_part(self) -> bool:
@@ -102,9 +101,8 @@ class Segmentation(DenseTask):
 
     @classmethod
     def join(cls, tasks: Mapping[str, Segmentation], merge: bool) -> tuple[Segmentation, dict[str, Task]]:
-        """Equal class lists share their outputs; others get outputs of their own, unless `merge` joins equal names.
-
-        As in the paper (section IV-D), 46 outputs are the 40 classes of NYUDv2 and then the 6 of KITTI.
+        """Data sets with equal class lists share outputs, others get outputs of their own; `merge` gives equal names of
+        all lists one output. In the paper (section IV-D) 46 outputs are the 40 classes of NYUDv2, then the 6 of KITTI.
         """
         joined: dict[tuple[str, ...], int] = {}  # (class,) when merged, else (class, data set that brought its list)
         owners: dict[tuple[str, ...], str] = {}  # class list -> the first data set that has it

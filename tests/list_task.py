@@ -111,11 +111,12 @@ class Spots(Task):
     def metrics(self, protocol):
         return SpotMetrics()
 
-    def draw(self, prediction, size=None):
-        picture = np.zeros((*size, 3), np.uint8)
-        for x, y in prediction[:, :2]:
+    def draw(self, prediction, size=None, shown=None):
+        height, width = shown or size
+        picture = np.zeros((height, width, 3), np.uint8)
+        for x, y in prediction[:, :2] * (width / size[1], height / size[0]):
             if np.isfinite(x):
-                picture[min(int(y), size[0] - 1), min(int(x), size[1] - 1)] = 255
+                picture[min(int(y), height - 1), min(int(x), width - 1)] = 255
         return picture
 
     def save(self, prediction, path):

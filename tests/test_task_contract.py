@@ -58,9 +58,9 @@ def test_raw_output_becomes_predictions_and_pictures(task):
     prediction = task.decode(raw_of(task), SIZE)
     frames = task.arrays(prediction)
     assert prediction.shape[0] == len(frames) == 2
-    for size in (SIZE, (37, 61)):
-        picture = task.draw(frames[0], size)
-        assert picture.shape == (*size, 3) and picture.dtype == np.uint8
+    for shown in (SIZE, (37, 61)):
+        picture = task.draw(frames[0], SIZE, shown)
+        assert picture.shape == (*shown, 3) and picture.dtype == np.uint8 and picture.any()
     assert all(len(color) == 3 for _, color in task.legend(frames[0]))
     assert task.difference(prediction, prediction, 0.01)[:2] == (0, 0)
     larger = task.resize(prediction, SIZE, (200, 300))
@@ -243,6 +243,11 @@ def test_a_graph_of_a_fixed_size_asks_the_tasks(spotted):
     answers = {"spots": torch.tensor([[[8.0, 12.0, 0.5]]]), "depth": torch.rand(1, 96, 64)}
     found = backend.finish(answers, (96, 64), dict.fromkeys(network.tasks, (192, 128)), network.tasks)
     assert found["spots"][0, 0].tolist() == [16, 24, 0.5] and found["depth"].shape == (1, 192, 128)
+
+
+def test_a_task_that_cannot_be_taught_says_so():
+    with pytest.raises(ValueError, match="--task: spots cannot be taught"):
+        Spots().translation(None, {}, "test")
 
 
 def test_lists_are_checked(spotted, capsys):
