@@ -142,11 +142,9 @@ class Task(ABC):
         """Labels as `to_tensor` gives them -> target. Labels that differ in length stay a list."""
         return list(labels)
 
-    def move(self, target: Target, device: torch.device) -> Target:
-        """The target on the device; copied while the CPU goes on."""
-        if isinstance(target, Tensor):
-            return target.to(device, non_blocking=True)
-        return [label.to(device, non_blocking=True) for label in target]
+    def move(self, target: Target, send: Callable[[Tensor], Tensor]) -> Target:
+        """The target on another device; `send` takes a tensor there."""
+        return send(target) if isinstance(target, Tensor) else [send(label) for label in target]
 
     def pick(self, target: Target, frames: Sequence[int]) -> Target:
         """The target of some frames of the batch, by their indices."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -52,8 +54,9 @@ def accumulate(
             with autocast(device, precision):
                 predictions = predict_scales(network, images, sizes, mirror, tasks)
             for name, prediction in predictions.items():
-                # A back end may compute on another device than `device`.
-                metrics[name].update(prediction, tasks[name].move(batch[name], prediction.device))
+                # Where the prediction is: a back end may compute on another device than `device`.
+                send = functools.partial(Tensor.to, device=prediction.device, non_blocking=True)
+                metrics[name].update(prediction, tasks[name].move(batch[name], send))
     mine, *others = distributed.gather(metrics)
     for theirs in others:
         for name, item in mine.items():
