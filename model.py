@@ -174,7 +174,7 @@ def load_network(path: str | Path) -> Network:
 
 
 def read_safetensors(path: Path) -> dict[str, object]:
-    """A file of export.py --format safetensors -> the content of a checkpoint. Raises FileNotFoundError or ValueError."""
+    """A file of export.py --format safetensors -> content of a checkpoint. Raises FileNotFoundError or ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     weights = read_weights(path)

@@ -191,7 +191,6 @@ def test_a_head_reads_the_maps_that_it_asks_for(spotted):
 
 def test_batches_of_lists_for_training_and_evaluation(spotted):
     _, train, val = spot_network(spotted)
-    train.decode_all(range(len(train)))
     batch = next(iter(train_loader(Mixture([train], [1.0]), SETTINGS, steps=1)))
     assert isinstance(batch["spots"], list) and len(batch["spots"]) == 3 and batch["depth"].shape == (3, 64, 64)
     batches = [batch for group in eval_loader(val, SETTINGS) for batch in group]
