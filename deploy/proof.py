@@ -77,7 +77,7 @@ def differences(
     """Compares a file with its network in eager fp32 on pictures (H, W, 3) uint8 of any size.
 
     tasks: the network's that the file gives. A class changed when it is another, a value when it is off by more than
-    `tolerance` times itself; NaN and infinity always changed.
+    `tolerance` times itself, or a tenth of the mean value where it is below that; NaN and infinity always changed.
     """
     predictor = Predictor(backend)
     changed, pixels = dict.fromkeys(tasks, 0), dict.fromkeys(tasks, 0)
@@ -91,7 +91,8 @@ def differences(
             other = torch.from_numpy(found[name])[None]
             if value.is_floating_point():
                 difference = (other - value).abs()
-                wrong = ~(difference <= tolerance * value.abs().clamp(min=1e-3))
+                small = max(1e-3, 0.1 * float(value.abs().mean()))  # near 0, rounding is no share of the value
+                wrong = ~(difference <= tolerance * value.abs().clamp(min=small))
                 finite[name] &= bool(other.isfinite().all())
                 largest[name] = max(largest.get(name, 0.0), float(difference.nan_to_num(nan=float("inf")).max()))
             else:

@@ -1,4 +1,4 @@
-"""The Dockerfile: built where there is Docker, read by a linter here."""
+"""The Dockerfile, read by a linter: no test builds it."""
 
 from __future__ import annotations
 
