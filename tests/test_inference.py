@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -311,7 +312,7 @@ def test_an_error_in_a_pipeline_drops_what_has_not_begun(where):
         return item
 
     with (
-        pytest.raises(ValueError, match="^no$"),
+        pytest.raises(ValueError, match=r"^no$"),
         Pipeline(lambda item: fail_in("predict", item), lambda item, _: fail_in("write", item), 1000) as pipeline,
     ):
         for item in range(500):
@@ -365,9 +366,8 @@ def test_the_number_of_threads_comes_back():
 def test_options_that_mean_nothing(monkeypatch, options, message):
     monkeypatch.setattr(inference, "setup_cpu", lambda threads: None)
     monkeypatch.setattr(sys, "argv", ["inference.py", *map(str, options)])
-    with pytest.raises(ValueError, match=".+") as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         inference.main()
-    assert message in str(caught.value)
 
 
 def test_names_are_printable():
