@@ -14,6 +14,11 @@ RUN apt-get update \
 
 WORKDIR /joint
 ARG DEVICE=cpu
+# torch.compile on a GPU (train.py --compile true, --backend compile) builds C with Triton. The default back end does not.
+# hadolint ignore=DL3008
+RUN if [ "$DEVICE" = cuda ]; then \
+        apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 # PyPI's torch brings CUDA, 5 GB of it. Afterwards both fulfil requirements.txt.
 RUN case "$DEVICE" in \
         cpu) index=https://download.pytorch.org/whl/cpu ;; \

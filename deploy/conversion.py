@@ -61,7 +61,8 @@ class Resize(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 3, height, width)"""
         resized = self.rows @ image @ self.columns.T
-        return resized.round().clamp(0, 255) if self.rounds else resized
+        # Half is rounded up: halves come from shrinking to a half, for which OpenCV has a way of its own.
+        return (resized + 0.5).floor().clamp(0, 255) if self.rounds else resized
 
 
 # ---------------------------------------------------------------------------------------------- conversion

@@ -64,7 +64,7 @@ class Predictor:
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                 raise ValueError(f"expected images (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
         size = self.backend.input_size(*images[0].shape[:2])
-        fitted = [resize_image(image, *size) for image in images]
+        fitted = [np.ascontiguousarray(resize_image(image, *size)) for image in images]  # torch takes no flipped views
         pixels = torch.from_numpy(fitted[0][None] if len(fitted) == 1 else np.stack(fitted)).permute(0, 3, 1, 2)
         return pixels.pin_memory() if self.backend.device.type == "cuda" else pixels
 

@@ -78,7 +78,7 @@ def differences(
     """Compares a file with its network in eager fp32 on pictures (H, W, 3) uint8 of any size.
 
     tasks: the network's that the file gives. A class changed when it is another, a value when it is off by more than
-    `tolerance` times itself; NaN and infinity always changed.
+    `tolerance` times itself, or a tenth of the mean value where it is below that; NaN and infinity always changed.
     """
     predictor = Predictor(backend)
     changed, pixels = dict.fromkeys(tasks, 0), dict.fromkeys(tasks, 0)

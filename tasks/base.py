@@ -262,7 +262,8 @@ class Task(ABC):
         if not wanted.is_floating_point():
             return 0.0, int((found != wanted).sum()), wanted.numel()
         off = torch.where(found.isfinite(), (found - wanted).abs(), torch.inf)
-        changed = ~(off <= tolerance * wanted.abs().clamp(min=1e-3))
+        small = max(1e-3, 0.1 * float(wanted.abs().mean()))  # near 0, rounding is no share of the value
+        changed = ~(off <= tolerance * wanted.abs().clamp(min=small))
         return float(off.max()) if off.numel() else 0.0, int(changed.sum()), wanted.numel()
 
     @abstractmethod

@@ -34,6 +34,7 @@ from deploy.image_folder import output_stems
 from folders import make_tasks, parse_line, read_folder
 from images import find_images, read_image
 from model import load_network
+from utils import printable
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 48, 64
@@ -318,7 +319,7 @@ def through_inference(checkpoint: Path, where: Path, cases: list[Case]) -> dict[
 
 def names_it(line: str, name: str) -> bool:
     """Whether an error line, whose white space is single blanks, names the file."""
-    return " ".join(name.encode(errors="backslashreplace").decode().split()) in line
+    return printable(" ".join(name.encode(errors="backslashreplace").decode().split())) in line
 
 
 def make_data(folder: Path, cases: list[Case]) -> list[Case]:

@@ -17,12 +17,12 @@ from PIL import Image
 from test_model import settings, tasks
 from torch import nn
 
-import inference
 from deploy import backends
 from deploy.backends import BACKENDS, Backend, open_backend
 from deploy.folding import simplified
+from deploy.image_folder import Job, predict_files
 from deploy.predictor import Predictor
-from deploy.signature import Signature, sign
+from deploy.signature import Signature, make_signature
 from images import read_image
 from model import Network, build_network, load_network
 from tasks import tasks_to_plain
@@ -144,11 +144,11 @@ def test_a_real_frame_in_every_back_end():
 
 
 def test_a_signature_comes_back_from_its_text(network):
-    signature = sign(network, network.tasks, size=(480, 640), batch=1)
+    signature = make_signature(network, network.tasks, size=(480, 640), batch=1)
     back = Signature.from_json(signature.to_json(), "x")
     assert back == signature and tasks_to_plain(back.tasks) == tasks_to_plain(network.tasks)
     with pytest.raises(ValueError, match=r"^x: its metadata do not fit this code \(.*version 9"):
-        Signature.from_json(signature.to_json().replace('"version": 1', '"version": 9'), "x")
+        Signature.from_json(signature.to_json().replace('"version": 2', '"version": 9'), "x")
     with pytest.raises(ValueError, match=r"^x: its metadata do not fit"):
         Signature.from_json("[]", "x")
 
@@ -202,8 +202,8 @@ def test_a_folder_in_streams_gives_what_single_images_give(name, trained, rooms_
     expected = [predictor(read_image(picture))["segmentation"] for picture in pictures]
     threads = torch.get_num_threads()
     stems = [tmp_path / picture.stem for picture in pictures]
-    jobs = [inference.Job(*pair, number // 2) for number, pair in enumerate(zip(pictures, stems, strict=True))]
-    assert inference.predict_files(predictor, [*jobs, inference.Job(tmp_path / "none.png", tmp_path / "none")]) == 1
+    jobs = [Job(*pair, number // 2) for number, pair in enumerate(zip(pictures, stems, strict=True))]
+    assert predict_files(predictor, [*jobs, Job(tmp_path / "none.png", tmp_path / "none")]) == 1
     assert torch.get_num_threads() == threads
     for stem, wanted in zip(stems, expected, strict=True):
         found = np.asarray(Image.open(f"{stem}_segmentation.png"))

@@ -41,3 +41,20 @@ def test_the_build_argument_chooses_the_index(device, index):
     )
     assert index in done.stdout and bool(done.returncode) == (device == "tpu")
     assert ("it must be cpu or cuda" in done.stderr) == (device == "tpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_compiler_comes_with_cuda_alone(device, tmp_path):
+    """torch.compile on a GPU needs one at run time."""
+    step = re.search(r'if \[ "\$DEVICE" = cuda \].*?\n    fi', TEXT, re.DOTALL)[0]
+    command = step.replace("\\\n", " ").replace("rm -rf /var/lib/apt/lists/*", "true")
+    apt = tmp_path / "apt-get"
+    apt.write_text('#!/bin/sh\necho "$@"\n')
+    apt.chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-c", command],
+        env={"DEVICE": device, "PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and ("gcc" in done.stdout.split()) == (device == "cuda"), done.stderr

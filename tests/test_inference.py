@@ -1,5 +1,13 @@
 from __future__ import annotations
 
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +17,23 @@ from conftest import ROOT, only_error_line
 from PIL import Image
 
 import images
-from deploy.image_folder import output_stems
+import inference
+from deploy.image_folder import (
+    WRITTEN_BY,
+    expand_patterns,
+    find_inputs,
+    output_stems,
+    refuse_files_of_others,
+    write_description,
+)
+from deploy.pipeline import Pipeline, throughput_mode
 from deploy.predictor import Predictor
 from drawing import side_by_side
 from geometry import fitted_size
 from images import find_images, read_image
 from model import load_network, predict_batch, predict_scales
+from tasks import Depth
+from utils import printable
 
 RAMP = np.linspace(0, 255, 60 * 80).reshape(60, 80)
 
@@ -204,3 +223,158 @@ def test_side_by_side_fits_long_legends():
 
 def test_the_image_is_seen_at_the_size_of_the_training(network):
     assert fitted_size(480, 640, network.config.long_side) == (480, 640)
+
+
+# ---------------------------------------------------------------------------------------------- several inputs
+
+
+def small_images(folder: Path, *names: str) -> list[Path]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(folder / name)
+    return [folder / name for name in names]
+
+
+def test_patterns_and_several_inputs(here):
+    small_images(here, "a/x.png", "b/x.png", "b/deep/y.png", "odd [1] name.png")
+    assert expand_patterns(["a/*.png", "odd [1] name.png"]) == ["a/x.png", "odd [1] name.png"]
+    with pytest.raises(FileNotFoundError, match=r"--input c/\*: nothing matches"):
+        expand_patterns(["c/*"])
+    found, root = find_inputs(["a", "b", "b/x.png"], here / "out")
+    assert found == [Path("a/x.png"), Path("b/deep/y.png"), Path("b/x.png")], "each once"
+    stems = output_stems(found, root, Path("out"))
+    assert stems == [Path("out/a/x"), Path("out/b/deep/y"), Path("out/b/x")]
+    alone, root = find_inputs(["a"], here / "out")
+    assert output_stems(alone, root, Path("out")) == [Path("out/x")]
+
+
+# ---------------------------------------------------------------------------------------------- files of others
+
+
+def test_files_that_others_made_are_not_replaced(tmp_path):
+    tasks = {"depth": Depth()}
+    stems = [tmp_path / name for name in ("photo", "other")]
+    refuse_files_of_others(stems, tasks)
+    (tmp_path / "photo_depth.png").write_text("measured")
+    with pytest.raises(ValueError, match=r"photo_depth\.png: exists, .*choose another --output"):
+        refuse_files_of_others(stems, tasks)
+    write_description(stems[0], "photo.jpg", 48, 64, tasks, video=False)
+    refuse_files_of_others(stems, tasks)
+    (tmp_path / "other.json").write_text('{"shapes": []}')
+    with pytest.raises(ValueError, match=r"other\.json: exists"):
+        refuse_files_of_others(stems, tasks)
+
+
+def test_the_description_has_the_unit(tmp_path):
+    write_description(tmp_path / "street", "street.jpg", 48, 64, {"depth": Depth(max_m=80.0)}, video=False)
+    content = json.loads((tmp_path / "street.json").read_text())
+    assert content == {
+        "written_by": WRITTEN_BY, "image": "street.jpg", "width": 64, "height": 48,
+        "tasks": {"depth": {"file": "street_depth.png", "metres_per_unit": 1 / 256, "max": 80.0}},
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- the pipeline
+
+
+def test_a_pipeline_keeps_the_order_and_the_budget():
+    running, most, written, lock = 0, 0, [], threading.Lock()
+
+    def predict(item: int) -> int:
+        time.sleep(0.01 * (item % 3))
+        return 10 * item
+
+    def write(item: int, result: int) -> None:
+        nonlocal running
+        written.append((item, result))
+        with lock:
+            running -= 1
+
+    with Pipeline(predict, write, budget=3, calls=2) as pipeline:
+        for item in range(12):
+            pipeline.reserve(1)
+            with lock:
+                running += 1
+                most = max(most, running)
+            pipeline.put(item, 1)
+        pipeline.reserve(100)  # more than the budget goes alone
+        assert len(written) == 12
+        running += 1
+        pipeline.put(12, 100)
+    assert written == [(item, 10 * item) for item in range(13)] and most <= 3
+
+
+@pytest.mark.parametrize("where", ["predict", "write"])
+def test_an_error_in_a_pipeline_drops_what_has_not_begun(where):
+    done = []
+
+    def fail_in(name: str, item: int) -> int:
+        if name == where and item == 0:
+            raise ValueError("no")
+        time.sleep(0.01)
+        done.append(item)
+        return item
+
+    with (
+        pytest.raises(ValueError, match=r"^no$"),
+        Pipeline(lambda item: fail_in("predict", item), lambda item, _: fail_in("write", item), 1000) as pipeline,
+    ):
+        for item in range(500):
+            pipeline.reserve(1)
+            pipeline.put(item, 1)
+    assert len(set(done)) < 499
+
+
+def test_ctrl_c_in_a_pipeline_waits_for_what_runs():
+    ended, began = [], threading.Event()
+
+    def predict(item: int) -> None:
+        began.set()
+        time.sleep(0.1)
+        ended.append(item)
+
+    with pytest.raises(KeyboardInterrupt), Pipeline(predict, lambda item, result: None, 1000) as pipeline:
+        for item in range(100):
+            pipeline.put(item, 1)
+        began.wait()
+        signal.raise_signal(signal.SIGINT)
+    count = len(ended)
+    assert 1 <= count < 50
+    time.sleep(0.15)
+    assert len(ended) == count, "nothing runs any more"
+
+
+def test_the_number_of_threads_comes_back():
+    before = torch.get_num_threads()
+    backend = types.SimpleNamespace(concurrent=lambda: 2)
+    with pytest.raises(ValueError, match="no"), throughput_mode(backend) as calls:
+        assert calls == 2 and torch.get_num_threads() == 1
+        raise ValueError("no")
+    assert torch.get_num_threads() == before
+
+
+# ---------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--batch_size", 0), "--batch_size: got '0'; it takes a whole number, at least 1"),
+    (("--threads", -1), "--threads: got '-1'"), (("--threads", "many"), "--threads: got 'many'"),
+    (("--smooth", 1), "below 1"), (("--seconds", "nan"), "--seconds"),
+    (("--view", "overlay"), "--view is for videos"), (("--seconds", 3), "--seconds is for videos"),
+    (("--smooth", 0.5), "--smooth is for videos"),
+    (("--input", "x.mp4", "--resume"), "--resume is for images"),
+    (("--input", "x.mp4", "--batch_size", 4), "--batch_size is for images"),
+    (("--input", "x.mp4", "--smooth", 0.5, "--mirror"), "--mirror and --smooth do not go together"),
+    (("--input", "x.mp4", "y.png"), "calls of their own"),
+], ids=str)  # fmt: skip
+def test_options_that_mean_nothing(monkeypatch, options, message):
+    monkeypatch.setattr(inference, "setup_cpu", lambda threads: None)
+    monkeypatch.setattr(sys, "argv", ["inference.py", *map(str, options)])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        inference.main()
+
+
+def test_names_are_printable():
+    assert printable("a b \u00e9 \u2713.png") == "a b \u00e9 \u2713.png"
+    assert printable("\x1b[31mred\x07\u202e.png") == "\\x1b[31mred\\x07\\u202e.png"
+    assert printable(os.fsdecode(b"\xff.png")) == "\\udcff.png"

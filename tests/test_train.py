@@ -84,7 +84,7 @@ def test_train_evaluate_inference(trained, script, tmp_path):
     tasks = ["segmentation", "depth", "normals"]
     parts = [*(f"{task}.png" for task in tasks), *(f"{task}_color.jpg" for task in tasks), "overview.jpg"]
     expected = sorted(f"photo_{part}" for part in parts)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == expected
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["photo.json", *expected]
     ids, depth = (Image.open(tmp_path / "out" / f"photo_{name}.png") for name in ("segmentation", "depth"))
     assert ids.mode == "P" and ids.size == (87, 61) and np.asarray(ids).max() < 40
     assert depth.mode == "I;16" and 0 < np.asarray(depth).max() < 20_000, "millimetres of a room"

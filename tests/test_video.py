@@ -11,8 +11,9 @@ import pytest
 import torch
 from conftest import only_error_line
 
+from deploy import video
 from deploy.predictor import Predictor
-from deploy.video import File, Frame, Newest, Smoother, video_writer
+from deploy.video import Camera, File, Frame, Newest, Smoother, video_writer, view_of
 from tasks import Depth
 
 av = pytest.importorskip("av")
@@ -100,8 +101,7 @@ def test_no_videos(trained, script, tmp_path, content, message):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("--smooth", 1), "below 1"), (("--smooth", 0.5, "--mirror"), "without --mirror"),
-    (("--input", "camera:99"), "no such camera"), (("--input", "camera:x"), "expected a number"),
+    (("--input", "camera:99"), "no such camera"),
     (("--input", "rtsp://127.0.0.1:9/x"), "rtsp://127.0.0.1:9/x"),
 ], ids=str)  # fmt: skip
 def test_mistakes_get_one_line(trained, script, clip, tmp_path, arguments, message):
@@ -187,3 +187,42 @@ def test_without_strength_it_changes_nothing(trained):
         assert plain.keys() == smooth.keys()
         for name in plain:
             assert np.allclose(plain[name], smooth[name], atol=1e-5), name
+
+
+def test_frames_that_fill_the_memory(clip, monkeypatch):
+    monkeypatch.setattr(video, "MAX_FRAME_PIXELS", 60 * 82 - 1)
+    with pytest.raises(ValueError, match=r"clip\.mp4: frames of 82x60; at most"):
+        File(str(clip))
+
+
+@pytest.mark.parametrize("number", ["x", "100", "99999999999999999999", "-1", ""])
+def test_cameras_have_small_numbers(number):
+    with pytest.raises(ValueError, match=r"expected a number of 0\.\.99"):
+        Camera(number)
+
+
+def test_a_damaged_time_does_not_stop_the_clock(tmp_path):
+    path = tmp_path / "jump.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", 10)
+        stream.width, stream.height, stream.pix_fmt = 82, 60, "yuvj420p"
+        for number in range(6):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(scene(number)[:60, :82]), "rgb24")
+            frame.pts, frame.time_base = number + (10**8 if number >= 3 else 0), Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    seconds = [frame.seconds for frame in frames_of(path)]
+    assert len(seconds) == 6 and seconds == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5], abs=0.02)
+
+
+@pytest.mark.parametrize("size", [(2, 30_000), (240, 5760), (30_000, 2), (1, 1)])
+def test_views_that_a_video_can_hold(tmp_path, size):
+    tasks, values = {}, {}
+    for name in ("one", "two", "three"):
+        tasks[name], values[name] = Depth(), np.ones(size, np.float32)
+    sheet = view_of(Frame(0.0, np.zeros((*size, 3), np.uint8)), tasks, values, "side")
+    assert max(sheet.shape) <= 16_384
+    path = tmp_path / "x.mp4"
+    with video_writer(path, Fraction(10)) as write:
+        write(0.0, sheet)
+    assert len(frames_of(path)) == 1
