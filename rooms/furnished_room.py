@@ -1,4 +1,4 @@
-"""The layout of one random room: what stands, lies and hangs where, and what the walls and the floor look like."""
+"""A random furnished room: where its furniture stands, and the look of walls and floor."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rooms.raycast import SIDES, Primitive, Scene
 from rooms.textures import PAINTS, WHITES, WOODS, Material, shaded
 
 
-class Room:
-    """An empty room that takes furniture where it fits."""
+class FurnishedRoom:
+    """A room of random size. It starts empty; its methods add furniture where it fits."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng, self.make = rng, Maker(rng)
@@ -28,19 +28,19 @@ class Room:
         return float(self.size[wall % 2])
 
     def spot(self, wall: int, along: float, out: float) -> tuple[float, float, float]:
-        """World x, y and the yaw of furniture with its back to a wall, `along` it and `out` from it."""
+        """(x, y, yaw) in the world for furniture whose back faces a wall: `along` the wall and `out` from it [m]."""
         w, d = self.size[:2]
         x, y = [(along, out), (w - out, along), (w - along, d - out), (out, d - along)][wall]
         return x, y, wall * np.pi / 2
 
     def fits(self, low: np.ndarray, high: np.ndarray, margin: float = 0.04) -> bool:
-        """Whether a footprint lies in the room and on nothing else."""
+        """Whether a footprint lies inside the room and overlaps no other."""
         if (low < 0.005).any() or (high > self.size[:2] - 0.005).any():
             return False
         return all((low > t[2:4] + margin).any() or (high < t[:2] - margin).any() for t in self.taken)
 
     def stand(self, item: Item, x: float, y: float, yaw: float, z: float = 0.0, check: bool = True) -> bool:
-        """Places furniture unless something is in the way; without `check` it takes up no floor."""
+        """Places furniture; False where something is in the way. Unchecked furniture takes up no floor."""
         c, s = abs(np.cos(yaw)), abs(np.sin(yaw))
         reach = np.array([c * item.size[0] + s * item.size[1], s * item.size[0] + c * item.size[1]]) / 2
         low, high = np.array([x, y]) - reach, np.array([x, y]) + reach
@@ -53,21 +53,23 @@ class Room:
         self.items.append(placed)
         return True
 
-    def free(self, wall: int, start: float, end: float, low: float, high: float) -> bool:
+    def is_free(self, wall: int, start: float, end: float, low: float, high: float) -> bool:
         """Whether a stretch of wall is free of doors, windows, pictures and tall furniture."""
         if start < 0.02 or end > self.length(wall) - 0.02:
             return False
         return not any(start < b and end > a and low < d and high > c for a, b, c, d in self.walls[wall])
 
-    def lean(self, item: Item, walls: Iterable[int] = range(4), along: float | None = None) -> tuple[int, float] | None:
-        """Stands furniture against a wall; returns (wall, place along it), None where nothing was free."""
+    def stand_at_wall(
+        self, item: Item, walls: Iterable[int] = range(4), along: float | None = None
+    ) -> tuple[int, float] | None:
+        """Places furniture with its back to a wall; (wall, place along it), or None where nothing is free."""
         walls = list(walls)
         for _ in range(24 if along is None else len(walls)):
             wall = walls[self.rng.integers(len(walls))]
             half = item.size[0] / 2
             place = self.rng.uniform(half, max(half, self.length(wall) - half)) if along is None else along
             x, y, yaw = self.spot(wall, place, item.size[1] / 2 + 0.03)
-            if self.free(wall, place - half, place + half, 0, item.size[2]) and self.stand(item, x, y, yaw):
+            if self.is_free(wall, place - half, place + half, 0, item.size[2]) and self.stand(item, x, y, yaw):
                 self.walls[wall].append((place - half, place + half, 0, item.size[2]))
                 return wall, place
         return None
@@ -75,7 +77,7 @@ class Room:
     def hang(
         self, item: Item, low: float, depth: float, walls: Iterable[int] = range(4), edge: float = 0.1
     ) -> int | None:
-        """Hangs something on a free stretch of a wall, its underside at `low`; returns the wall."""
+        """Hangs an item on a free stretch of a wall, its underside at `low` [m]; returns the wall, or None."""
         walls = list(walls)
         for _ in range(16):
             wall = walls[self.rng.integers(len(walls))]
@@ -84,14 +86,14 @@ class Room:
                 continue
             place = self.rng.uniform(half, self.length(wall) - half)
             top = low + item.size[2]
-            if self.free(wall, place - half, place + half, low, top):
+            if self.is_free(wall, place - half, place + half, low, top):
                 self.walls[wall].append((place - half, place + half, low, top))
                 x, y, yaw = self.spot(wall, place, depth)
                 return wall if self.stand(item, x, y, yaw, low, check=False) else None
         return None
 
     def openings(self, day: float) -> None:
-        """A door, one or two windows and the skirting boards; `day` 0..1 is the daylight."""
+        """Adds a door, one or two windows and the skirting boards. day: brightness of the daylight, 0..1."""
         rng, make = self.rng, self.make
         door = make.door()
         wall = self.hang(door, 0, 0.031)
@@ -107,9 +109,9 @@ class Room:
             if wall is not None:  # low furniture may stand below it
                 a, b, _, top = self.walls[wall].pop()
                 self.walls[wall].append((a, b, low - 0.12, top + 0.25))
-                if any(p.label == CURTAIN and p.centre[2] - p.half[2] < 0.1 for p in window.parts):
+                if any(p.label == CURTAIN and p.center[2] - p.half[2] < 0.1 for p in window.parts):
                     self.walls[wall] += [(a, a + 0.5, 0.01, top), (b - 0.5, b, 0.01, top)]
-        board = Material("plain", make.pick(WHITES[:1]) if rng.random() < 0.7 else make.main_wood.colour)
+        board = Material("plain", make.pick(WHITES[:1]) if rng.random() < 0.7 else make.main_wood.color)
         for wall in range(4):
             spans = sorted((a + 0.1, b - 0.1) for a, b, c, _ in self.walls[wall] if c == 0)
             start = 0.0
@@ -122,7 +124,7 @@ class Room:
                 start = b
 
     def furnish(self, lamp_on: bool) -> None:
-        """The furniture of one of four kinds of room, then whatever else still fits, and a ceiling lamp."""
+        """Adds the furniture of one of four kinds of room, more furniture where it fits, and the ceiling lamp."""
         rng, make = self.rng, self.make
         kind = rng.choice(["bedroom", "living", "dining", "studio"], p=[0.35, 0.24, 0.21, 0.2])
         if kind in ("bedroom", "studio"):
@@ -146,7 +148,7 @@ class Room:
         ]
         for chance, build in extras:
             if rng.random() < chance:
-                self.lean(build())
+                self.stand_at_wall(build())
         if kind in ("bedroom", "dining") and rng.random() < 0.4:
             self.work()
         for _ in range(rng.integers(2, 6)):
@@ -158,11 +160,11 @@ class Room:
         self.stand(lamp, *(self.size[:2] * rng.uniform(0.42, 0.58, 2)), 0, self.size[2], check=False)
 
     def has_rug(self) -> bool:
-        """Whether a rug lies in the room: a second one would lie in the first."""
+        """Whether a rug lies in the room; two would overlap."""
         return any(p.label == RUG for item in self.items for p in item.parts)
 
     def rug_before(self, wall: int, along: float, out: float, width: float, depth: float) -> None:
-        """A rug in front of something at a wall, within the room."""
+        """Lays a rug in front of furniture at a wall, inside the room."""
         x, y, yaw = self.spot(wall, along, out)
         reach = np.array([width, depth] if wall % 2 == 0 else [depth, width]) / 2
         x, y = np.clip([x, y], reach + 0.05, np.maximum(self.size[:2] - reach - 0.05, reach + 0.05))
@@ -170,24 +172,24 @@ class Room:
             self.stand(self.make.rug(width, depth), x, y, yaw, check=False)
 
     def sleep(self) -> None:
-        """A bed with night stands and perhaps a rug."""
+        """Adds a bed with night stands and perhaps a rug."""
         bed = self.make.bed()
-        place = self.lean(bed)
+        place = self.stand_at_wall(bed)
         if place is None:
             return
         wall, along = place
         for side in (-1, 1):
             stand = self.make.night_stand()
             if self.rng.random() < 0.85:
-                self.lean(stand, [wall], along + side * (bed.size[0] / 2 + stand.size[0] / 2 + 0.06))
+                self.stand_at_wall(stand, [wall], along + side * (bed.size[0] / 2 + stand.size[0] / 2 + 0.06))
         if self.rng.random() < 0.55:
             self.rug_before(wall, along, bed.size[1] * 0.75, bed.size[0] + 1.0, 1.5)
 
     def sit(self) -> None:
-        """A sofa, a low table before it, a television opposite."""
+        """Adds a sofa, a low table in front of it, and a television opposite."""
         rng, make = self.rng, self.make
         sofa = make.sofa(int(rng.integers(2, 4)))
-        place = self.lean(sofa)
+        place = self.stand_at_wall(sofa)
         if place is None:
             return
         wall, along = place
@@ -201,10 +203,10 @@ class Room:
         if rng.random() < 0.8:
             stand = make.cabinet(CABINET, rng.uniform(1.2, 1.7), 0.42, rng.uniform(0.45, 0.6), 1, 3)
             stand.put(make.screen(rng.uniform(0.85, 1.15)), 0, -0.04, stand.size[2])
-            self.lean(replace(stand, size=(*stand.size[:2], 1.3)), [(wall + 2) % 4])
+            self.stand_at_wall(replace(stand, size=(*stand.size[:2], 1.3)), [(wall + 2) % 4])
 
     def dine(self) -> None:
-        """A table with chairs around it, away from the walls."""
+        """Adds a table with chairs around it, away from the walls."""
         rng, make = self.rng, self.make
         width = rng.uniform(1.0, 1.7)
         deep = width if width < 1.15 else rng.uniform(0.8, 0.95)
@@ -231,9 +233,9 @@ class Room:
                 self.stand(model, x + dx, y + dy, yaw + facing + rng.normal(0, 0.12), check=False)
 
     def work(self) -> None:
-        """A desk with a chair pulled out a little."""
+        """Adds a desk with a chair."""
         desk = self.make.desk()
-        place = self.lean(replace(desk, size=(desk.size[0], desk.size[1], 1.2)))
+        place = self.stand_at_wall(replace(desk, size=(desk.size[0], desk.size[1], 1.2)))
         if place is not None:
             x, y, yaw = self.spot(*place, desk.size[1] + self.rng.uniform(0.36, 0.5))
             self.stand(self.make.chair(), x, y, yaw + np.pi + self.rng.uniform(-0.25, 0.25))
@@ -263,14 +265,14 @@ class Room:
         self.wall_material, self.floor_material = wall, floor
         parts = []
         for k, (axis, far) in enumerate(SIDES):
-            centre, half = self.size / 2, self.size / 2 + 0.5
-            centre[axis], half[axis] = (self.size[axis] + 0.1 if far else -0.1), 0.1
+            center, half = self.size / 2, self.size / 2 + 0.5
+            center[axis], half[axis] = (self.size[axis] + 0.1 if far else -0.1), 0.1
             look = (accent if accents[k] else wall) if k < 4 else (floor, ceiling)[k - 4]
-            parts.append(Primitive("box", centre, half, np.eye(3), (WALL, WALL, WALL, WALL, FLOOR, CEILING)[k], look))
+            parts.append(Primitive("box", center, half, np.eye(3), (WALL, WALL, WALL, WALL, FLOOR, CEILING)[k], look))
         return parts
 
     def scene(self) -> Scene:
-        """Everything in the room, ready for the ray caster."""
+        """The room as solids and lights for the ray caster."""
         parts, groups, lights = list(self.shell), [], []
         for item in self.items:
             groups.append(list(range(len(parts), len(parts) + len(item.parts))))

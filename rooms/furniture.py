@@ -1,4 +1,4 @@
-"""Pieces of furniture as solids: a `Maker` draws beds, chairs, lamps, doors, ... at random.
+"""Furniture as solids: a `Maker` draws random beds, chairs, lamps, doors, ...
 
 Labels are the classes of NYUDv2-40, counted from 0.
 """
@@ -25,7 +25,7 @@ def turn(yaw: float) -> np.ndarray:
 
 @dataclass
 class Item:
-    """Furniture in its own frame: x along its back, y out of the wall, z up, 0 amid its footprint."""
+    """Furniture in its own frame: x along its back, y away from the wall, z up, from the middle of its footprint."""
 
     size: tuple[float, float, float]  # width, depth, height [m]
     parts: list[Primitive] = field(default_factory=list)
@@ -42,12 +42,12 @@ class Item:
         lean: float = 0.0,
         **more: object,
     ) -> None:
-        """A solid of `size` [m], the middle of its underside at `where`, leaning about its x axis."""
+        """Adds a solid of `size` [m], the middle of its underside at `where`, turned about z (yaw) and x (lean) [rad]."""
         c, s = np.cos(lean), np.sin(lean)
         rotation = turn(yaw) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
         half = np.array(size, float) / 2
-        centre = np.array(where, float) + np.array([0, 0, half[2]])
-        self.parts.append(Primitive(shape, centre, half, rotation, label, material, **more))
+        center = np.array(where, float) + np.array([0, 0, half[2]])
+        self.parts.append(Primitive(shape, center, half, rotation, label, material, **more))
 
     def legs(self, label: int, material: Material, width: float, depth: float, height: float, thick: float) -> None:
         """Four legs at the corners of a rectangle."""
@@ -57,10 +57,10 @@ class Item:
                 self.add(label, material, spot, (thick, thick, height))
 
     def put(self, other: Item, x: float, y: float, z: float, yaw: float = 0.0) -> None:
-        """Places another item's parts and lights in this one's frame."""
+        """Adds the parts and lights of another item, turned by `yaw` [rad], at (x, y, z) of this one's frame."""
         rotation, shift = turn(yaw), np.array([x, y, z])
         for p in other.parts:
-            self.parts.append(replace(p, centre=rotation @ p.centre + shift, rotation=rotation @ p.rotation))
+            self.parts.append(replace(p, center=rotation @ p.center + shift, rotation=rotation @ p.rotation))
         for light in other.lights:
             self.lights.append(light.moved(rotation, shift))
 
@@ -71,7 +71,7 @@ class Maker(Palette):
     def pillow(
         self, item: Item, x: float, y: float, z: float, size: tuple[float, float, float], lean: float, yaw: float = 0.0
     ) -> None:
-        """A pillow of its own colour."""
+        """A pillow of its own color."""
         cloth = self.pattern() if self.rng.random() < 0.5 else self.cloth((0, 0.6), (0.6, 0.95))
         bulge = (1.3, 1.0, 1.3) if size[1] < size[2] else (1.3, 1.3, 1.0)
         item.add(PILLOW, cloth, (x, y, z), size, "cushion", lean=lean, yaw=yaw, bulge=bulge)
@@ -214,7 +214,7 @@ class Maker(Palette):
         rng, wood = self.rng, self.house_wood()
         width, deep, high = rng.uniform(0.7, 1.2), rng.uniform(0.26, 0.32), rng.uniform(1.5, 2.15)
         item = Item((width, deep, high))
-        dark = replace(wood, colour=shaded(wood.colour, 0.8), second=shaded(wood.second, 0.8))
+        dark = replace(wood, color=shaded(wood.color, 0.8), second=shaded(wood.second, 0.8))
         item.add(BOOKSHELF, dark, (0, -deep / 2 + 0.01, 0), (width, 0.02, high))
         for side in (-1, 1):
             item.add(BOOKSHELF, wood, (side * (width - 0.03) / 2, 0, 0), (0.03, deep, high))
@@ -236,7 +236,7 @@ class Maker(Palette):
         """A carcass with a door or drawer front a cell, each with a knob."""
         wood = self.house_wood()
         item = Item((width, deep, high))
-        inside = replace(wood, colour=shaded(wood.colour, 0.45), second=shaded(wood.second, 0.45))
+        inside = replace(wood, color=shaded(wood.color, 0.45), second=shaded(wood.second, 0.45))
         item.add(kind, inside, (0, -0.01, 0.06), (width - 0.02, deep - 0.03, high - 0.08))
         item.add(kind, wood, (0, 0, high - 0.03), (width, deep, 0.03))
         for side in (-1, 1):
@@ -277,8 +277,8 @@ class Maker(Palette):
         taper = self.rng.uniform(0.55, 0.9)
         item.add(LAMP, glow, (0, 0, high - tall), (shade, shade, tall), "cone", taper=taper, shadow=False)
         if on:
-            colour = np.array([1.0, 0.72, 0.42]) * self.rng.uniform(0.25, 0.5)
-            item.lights.append(Light("lamp", np.array([0, 0, high - tall / 2]), colour, 0.06))
+            color = np.array([1.0, 0.72, 0.42]) * self.rng.uniform(0.25, 0.5)
+            item.lights.append(Light("lamp", np.array([0, 0, high - tall / 2]), color, 0.06))
         return item
 
     def desk(self) -> Item:
@@ -370,10 +370,10 @@ class Maker(Palette):
             rod = Material("plain", (0.3, 0.27, 0.24))
             item.add(CURTAIN, rod, (0, 0.07, high + 0.14), (width + 0.7, 0.025, 0.025))
             item.size = (width + 0.75, 0.12, high)
-        colour = np.array([0.80, 0.92, 1.08]) * day * 2.6
+        color = np.array([0.80, 0.92, 1.08]) * day * 2.6
         across, up = np.array([width / 2, 0, 0]), np.array([0, 0, tall / 2])
         middle = np.array([0, 0.0, (low + high) / 2])
-        item.lights.append(Light("window", middle, colour, 0, across, up, np.array([0, 1.0, 0])))
+        item.lights.append(Light("window", middle, color, 0, across, up, np.array([0, 1.0, 0])))
         if day > 0.6 and rng.random() < 0.6:
             sun = np.array([rng.uniform(-0.7, 0.7), 1.0, -rng.uniform(0.45, 1.1)])
             item.lights.append(Light("sun", middle, np.array([1.0, 0.86, 0.66]) * 2.6, 0, across, up, sun))

@@ -1,11 +1,11 @@
-"""Writes a data set of furnished rooms that never were: images with labels, depth and normals without error.
+"""Generates a synthetic indoor data set: images, classes, exact depth and exact normals.
 
     python prepare.py rooms                                             # dataset/rooms: 240 + 40 frames of 320x240
     python prepare.py rooms --output FOLDER --train 1000 --size 640x480 --workers 4
 
-Every frame is a room of its own, drawn from (seed, number of the frame) alone. Here are the camera, the photograph
-and the files; the room is in furnished_room.py, its furniture in furniture.py, rays and light in raycast.py, and what
-surfaces look like in textures.py.
+Every frame shows another room; it depends on the seed and the number of the frame alone. This module chooses the
+camera, develops the photograph and writes the files. The room is in furnished_room.py, its furniture in furniture.py,
+rays in raycast.py, light in shading.py, and the look of surfaces in textures.py.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from config import Parser, convert
-from rooms import raycast
-from rooms.furnished_room import Room
+from config import Parser, number, width_and_height
+from rooms import raycast, shading
+from rooms.furnished_room import FurnishedRoom
 from rooms.furniture import LAMP, WINDOW
-from rooms.raycast import Camera, Scene
+from rooms.raycast import Pinhole, Scene
 from rooms.textures import linear
 
-UNITS_PER_METRE = 5000
+UNITS_PER_METER = 5000
 KINDS = ("rgb", "masks", "depth", "normals")  # the folders
+LEAST_SIDE = 16  # pixels
 
 
 @dataclass
-class Frame:
-    """What one frame holds; depth [m], normals in the camera frame, camera: fx, fy, cx, cy, width, height."""
+class RenderedFrame:
+    """A rendered frame. depth [m], normals in the camera frame; camera: fx, fy, cx, cy, width, height [px]."""
 
     image: np.ndarray  # (H, W, 3) uint8
     segmentation: np.ndarray  # (H, W) uint8
@@ -46,8 +47,8 @@ class Frame:
     camera: dict[str, float]
 
 
-def _aim(room: Room, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
-    """A camera pose (position, rotation) that sees much of the room; None when every try saw too little."""
+def _aim(room: FurnishedRoom, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
+    """A random camera pose (position, rotation) from which much of the room is seen; None when no try was good."""
     best, pose = -np.inf, None
     for _ in range(40):
         x, y = (0.3 + (room.size[:2] - 0.6) * rng.beta(0.5, 0.5, 2)).tolist()  # mostly near walls and corners
@@ -65,7 +66,7 @@ def _aim(room: Room, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray
         right, down = np.cos(roll) * right + np.sin(roll) * down, np.cos(roll) * down - np.sin(roll) * right
         rotation = np.stack([right, down, forward], 1)
         position = np.array([x, y, height])
-        probe = Camera(position, rotation, 32, 24, 518.9 * 32 / 640)
+        probe = Pinhole(position, rotation, 32, 24, 518.9 * 32 / 640)
         depth, seen, _ = raycast.cast(scene, probe)
         share = np.bincount(scene.label[seen].ravel(), minlength=40) / seen.size
         if share.max() > 0.5 or np.median(depth) < 1.5 or (depth < 0.8).mean() > 0.08 or depth.min() < 0.3:
@@ -81,9 +82,9 @@ def _aim(room: Room, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray
 def _develop(radiance: np.ndarray, lit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Linear light (3, H, W) -> photograph (H, W, 3) uint8: exposure, glare, white balance, tone, noise."""
     height, width = radiance.shape[1:]
-    grey = radiance.mean(0)[~lit]
-    # a middle grey for most of the picture, unless that would burn out the brightest tenth of it
-    gain = min(rng.uniform(0.30, 0.42) / np.exp(np.log(grey + 1e-3).mean()), 0.95 / np.quantile(grey, 0.9))
+    gray = radiance.mean(0)[~lit]
+    # a middle gray for most of the picture, unless that would burn out the brightest tenth of it
+    gain = min(rng.uniform(0.30, 0.42) / np.exp(np.log(gray + 1e-3).mean()), 0.95 / np.quantile(gray, 0.9))
     exposed = radiance * gain * rng.normal(1, 0.03, (3, 1, 1))
     exposed = np.minimum(exposed, 6).astype(np.float32).transpose(1, 2, 0)
     glare = cv2.GaussianBlur(np.maximum(exposed - 0.9, 0), (0, 0), 0.03 * width)
@@ -96,34 +97,34 @@ def _develop(radiance: np.ndarray, lit: np.ndarray, rng: np.random.Generator) ->
     return np.round(255 * np.clip(shown, 0, 1)).astype(np.uint8)
 
 
-def render(seed: int, index: int, width: int, height: int) -> Frame:
-    """Frame `index` of the set `seed`: a room of its own. Its size in pixels changes nothing else."""
+def render(seed: int, index: int, width: int, height: int) -> RenderedFrame:
+    """Frame `index` of the data set `seed`. The size in pixels changes neither the room nor the camera."""
     rng = np.random.default_rng([seed, index])
     pose = None
     while pose is None:
         day = rng.uniform(0.7, 1.0) if rng.random() < 0.8 else rng.uniform(0.05, 0.12)
-        room = Room(rng)
+        room = FurnishedRoom(rng)
         room.openings(day)
         room.furnish(lamp_on=day < 0.3 or rng.random() < 0.6)
         scene = room.scene()
         pose = _aim(room, scene, rng)
-    wall, floor = (linear(np.array(material.colour)) for material in (room.wall_material, room.floor_material))
+    wall, floor = (linear(np.array(material.color)) for material in (room.wall_material, room.floor_material))
     strength = 0.15 + 0.23 * day
     scene.ambient = strength * (0.55 + 0.45 * wall)
     scene.bounce = strength * (0.35 + 0.65 * floor)
     focal = 518.9 * width / 640
-    radiance, labels, depth, normals = raycast.render(scene, Camera(*pose, width, height, focal))
+    radiance, labels, depth, normals = shading.render(scene, Pinhole(*pose, width, height, focal))
     lit = (labels == WINDOW) | (labels == LAMP)
     image = _develop(radiance, lit, rng)
     camera = {"fx": focal, "fy": focal, "cx": (width - 1) / 2, "cy": (height - 1) / 2, "width": width, "height": height}
-    return Frame(image, labels, depth, np.ascontiguousarray(normals.transpose(1, 2, 0)), camera)
+    return RenderedFrame(image, labels, depth, np.ascontiguousarray(normals.transpose(1, 2, 0)), camera)
 
 
 def _save(folder: Path, width: int, height: int, seed: int, index: int) -> None:
     """Renders one frame into the four folders."""
     frame = render(seed, index, width, height)
     normals = np.round(127.5 * (frame.normals + 1)).astype(np.uint8)
-    depth = np.round(frame.depth * UNITS_PER_METRE).astype(np.uint16)
+    depth = np.round(frame.depth * UNITS_PER_METER).astype(np.uint16)
     pictures = (frame.image[..., ::-1], frame.segmentation, depth, normals[..., ::-1])
     for kind, picture in zip(KINDS, pictures, strict=True):
         path = folder / kind / f"{index:06d}.png"
@@ -160,31 +161,30 @@ def _save_all(folder: Path, width: int, height: int, seed: int, numbers: range, 
 def _work(folder: str, *settings: str) -> None:
     """A process of `_save_all`: prints a line for each frame, its number or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
-    if hasattr(signal, "SIGPIPE"):  # not on Windows
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody listens: the parent is gone
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends this process when the parent is gone
     width, height, seed, *bounds = map(int, settings)
-    for number in range(*bounds):
+    for index in range(*bounds):
         try:
-            _save(Path(folder), width, height, seed, number)
+            _save(Path(folder), width, height, seed, index)
         except (OSError, ValueError, MemoryError) as problem:
             print(" ".join(str(problem).split()) or type(problem).__name__)
             return
-        print(number, flush=True)
+        print(index, flush=True)
 
 
 def write(
     output: Path, train: int = 240, val: int = 40, width: int = 320, height: int = 240, seed: int = 0, workers: int = 0
 ) -> None:
-    """Writes frames 1..train and train+1..train+val with their labels; `output` appears when all is written.
+    """Writes frames 1..train and train+1..train+val with their labels; `output` appears when all are written.
 
-    Raises FileExistsError when `output` holds anything, ValueError for sizes that make no sense.
+    Raises FileExistsError when `output` is not empty, ValueError for a wrong number or size.
     """
     output = Path(output)
     if min(seed, workers) < 0:
         raise ValueError(f"seed is {seed} and workers is {workers}; they must be at least 0")
-    if min(train, val) < 0 or train + val == 0 or min(width, height) < 16:
+    if min(train, val) < 0 or train + val == 0 or min(width, height) < LEAST_SIDE:
         raise ValueError(
-            f"{train} + {val} frames of {width} x {height}: at least one frame of at least 16 x 16 is needed"
+            f"{train} + {val} frames of {width}x{height}: it takes at least one frame of at least {LEAST_SIDE}x{LEAST_SIDE}"
         )
     from utils import whole_folder  # it imports torch, which the worker processes of this module do without
 
@@ -209,7 +209,7 @@ name: rooms
 splits: {{train: train.txt, val: val.txt}}
 columns: [image, segmentation, depth, normals]
 segmentation: {{classes: nyu40, ignore: 255}}
-depth: {{metres_per_unit: {1 / UNITS_PER_METRE}, max: 10.0}}   # 1/{UNITS_PER_METRE} m
+depth: {{metres_per_unit: {1 / UNITS_PER_METER}, max: 10.0}}   # 1/{UNITS_PER_METER} m
 camera: {{fx: {focal}, fy: {focal}, cx: {cx}, cy: {cy}, width: {width}, height: {height}}}
 """
     )
@@ -218,19 +218,19 @@ camera: {{fx: {focal}, fy: {focal}, cx: {cx}, cy: {cy}, width: {width}, height: 
 def command(argv: Sequence[str]) -> int:
     """`python prepare.py rooms`"""
     parser = Parser(prog="prepare.py rooms", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="dataset/rooms", metavar="FOLDER", help="default: dataset/rooms")
-    parser.add_argument("--train", default="240", metavar="FRAMES", help="default: 240")
-    parser.add_argument("--val", default="40", metavar="FRAMES", help="default: 40")
-    parser.add_argument("--size", default="320x240", metavar="WIDTHxHEIGHT", help="in pixels; default: 320x240")
-    parser.add_argument("--seed", default="0", help="default: 0")
-    parser.add_argument("--workers", default="0", help="processes; 0 = render in this one (default)")
-    arguments = parser.parse_args(argv)
-    names = ("train", "val", "seed", "workers")
-    numbers = {name: convert(getattr(arguments, name), int, f"command line: {name}") for name in names}
-    sides = arguments.size.split("x")
-    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
-        raise ValueError(f"command line: size is {arguments.size!r}; it takes WIDTHxHEIGHT, such as 320x240")
-    write(Path(arguments.output), width=int(sides[0]), height=int(sides[1]), **numbers)
+    default = Path("dataset/rooms")
+    parser.add_argument("--output", type=Path, default=default, metavar="FOLDER", help=f"default: {default}")
+    frames = number(int, 0, 999_999)
+    parser.add_argument("--train", type=frames, default=240, metavar="FRAMES", help="default: 240")
+    parser.add_argument("--val", type=frames, default=40, metavar="FRAMES", help="default: 40")
+    size = width_and_height(LEAST_SIDE, 4096)
+    parser.add_argument("--size", type=size, default=(240, 320), metavar="WIDTHxHEIGHT", help="default: 320x240 pixels")
+    parser.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="default: 0")
+    help_workers = "processes that render; 0 = this one alone (default)"
+    parser.add_argument("--workers", type=number(int, 0, 256), default=0, help=help_workers)
+    options = parser.parse_args(argv)
+    height, width = options.size
+    write(options.output, options.train, options.val, width, height, options.seed, options.workers)
     return 0
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, Script, only_error_line
+from conftest import ROOT
 
-from rooms import generate, raycast
-from rooms.furnished_room import Room
+import prepare
+from rooms import generate, raycast, shading
+from rooms.furnished_room import FurnishedRoom
 from rooms.furniture import WALL, Maker, turn
-from rooms.raycast import Camera, Primitive, Scene, illuminate
+from rooms.raycast import Pinhole, Primitive, Scene
+from rooms.shading import illuminate
 from rooms.textures import Material, Texel
 
 REQUIRED = {
@@ -37,7 +39,7 @@ REQUIRED = {
 
 
 @pytest.fixture(scope="module")
-def frames() -> list[generate.Frame]:
+def frames() -> list[generate.RenderedFrame]:
     """Forty small frames of one set."""
     return [generate.render(0, index, 96, 72) for index in range(1, 41)]
 
@@ -50,8 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def rays(frame: generate.Frame) -> np.ndarray:
-    """Camera-frame directions (H, W, 3) with z = 1 through the pixel centres."""
+def rays(frame: generate.RenderedFrame) -> np.ndarray:
+    """Camera-frame directions (H, W, 3) with z = 1 through the pixel centers."""
     camera = frame.camera
     v, u = np.indices(frame.depth.shape)
     x, y = (u - camera["cx"]) / camera["fx"], (v - camera["cy"]) / camera["fy"]
@@ -62,9 +64,9 @@ def furnished(parts: list[Primitive], size: float = 6.0) -> Scene:
     """An empty cube of a room with its corner at the origin, and the given parts in it."""
     shell = []
     for axis, far in raycast.SIDES:
-        centre, half = np.full(3, size / 2), np.full(3, size / 2 + 0.5)
-        centre[axis], half[axis] = (size + 0.1 if far else -0.1), 0.1
-        shell.append(Primitive("box", centre, half, np.eye(3), 0, Material()))
+        center, half = np.full(3, size / 2), np.full(3, size / 2 + 0.5)
+        center[axis], half[axis] = (size + 0.1 if far else -0.1), 0.1
+        shell.append(Primitive("box", center, half, np.eye(3), 0, Material()))
     groups = [[raycast.SHELL + k] for k in range(len(parts))]
     return Scene(np.full(3, size, np.float32), shell + parts, groups, [])
 
@@ -110,7 +112,7 @@ def test_description_is_the_one_the_loader_reads(folder: Path) -> None:
     assert text["camera"] == pytest.approx(generate.render(3, 1, 96, 72).camera, abs=1e-5)
 
 
-def test_every_pixel_has_depth_label_and_a_normal_towards_the_camera(frames: list[generate.Frame]) -> None:
+def test_every_pixel_has_depth_label_and_a_normal_towards_the_camera(frames: list[generate.RenderedFrame]) -> None:
     for frame in frames:
         assert frame.image.shape == (72, 96, 3) and frame.image.dtype == np.uint8
         assert frame.segmentation.max() < 40
@@ -119,18 +121,18 @@ def test_every_pixel_has_depth_label_and_a_normal_towards_the_camera(frames: lis
         assert ((frame.normals * rays(frame)).sum(-1) < 0).all()
 
 
-def test_every_promised_class_occurs(frames: list[generate.Frame]) -> None:
+def test_every_promised_class_occurs(frames: list[generate.RenderedFrame]) -> None:
     share = sum(np.bincount(frame.segmentation.ravel(), minlength=256) for frame in frames)
     assert not [name for name, label in REQUIRED.items() if share[label] == 0]
 
 
-def test_pictures_are_neither_dark_nor_washed_out(frames: list[generate.Frame]) -> None:
+def test_pictures_are_neither_dark_nor_washed_out(frames: list[generate.RenderedFrame]) -> None:
     for frame in frames:
         assert 60 < frame.image.mean() < 215 and frame.image.std() > 20
         assert np.bincount(frame.segmentation.ravel()).max() < 0.75 * frame.segmentation.size
 
 
-def test_points_of_a_wall_lie_on_a_plane(frames: list[generate.Frame]) -> None:
+def test_points_of_a_wall_lie_on_a_plane(frames: list[generate.RenderedFrame]) -> None:
     walls = 0
     for frame in frames[:10]:
         points = (rays(frame) * frame.depth[..., None])[frame.segmentation == WALL]
@@ -151,8 +153,8 @@ def test_points_of_a_wall_lie_on_a_plane(frames: list[generate.Frame]) -> None:
 def test_a_box_straight_ahead_is_where_it_was_put() -> None:
     box = Primitive("box", np.array([3.0, 3.0, 3.0]), np.array([0.5, 0.5, 0.25]), np.eye(3), 7, Material())
     forward_y = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], float)  # right x, down -z, forward y
-    camera = Camera(np.array([3.0, 0.5, 3.0]), forward_y, 101, 81, 100.0)
-    _, label, depth, normals = raycast.render(furnished([box]), camera)
+    camera = Pinhole(np.array([3.0, 0.5, 3.0]), forward_y, 101, 81, 100.0)
+    _, label, depth, normals = shading.render(furnished([box]), camera)
     # the near side is 2 m away: 0.5 m and 0.25 m to the sides are 25 and 12.5 pixels; the wall is at 5.5 m
     v, u = np.indices(depth.shape)
     expected = (np.abs(u - 50) <= 25) & (np.abs(v - 40) <= 12)
@@ -165,11 +167,11 @@ def test_a_box_straight_ahead_is_where_it_was_put() -> None:
 
 def test_a_turned_box_a_ball_and_a_cylinder_have_the_normals_of_geometry() -> None:
     forward_y = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], float)
-    camera = Camera(np.array([3.0, 0.5, 3.0]), forward_y, 101, 81, 100.0)
+    camera = Pinhole(np.array([3.0, 0.5, 3.0]), forward_y, 101, 81, 100.0)
     c = np.sqrt(0.5)
     turn = np.array([[c, -c, 0], [c, c, 0], [0, 0, 1]])
     box = Primitive("box", np.array([3.0, 3.0, 3.0]), np.full(3, 0.5), turn, 7, Material())
-    _, label, depth, normals = raycast.render(furnished([box]), camera)
+    _, label, depth, normals = shading.render(furnished([box]), camera)
     assert depth[40, 50] == pytest.approx(2.5 - np.sqrt(0.5), abs=1e-5)  # an edge points at the camera
     np.testing.assert_allclose(normals[:, 40, 54], [c, 0, -c], atol=1e-6)
     np.testing.assert_allclose(normals[:, 40, 46], [-c, 0, -c], atol=1e-6)
@@ -179,7 +181,7 @@ def test_a_turned_box_a_ball_and_a_cylinder_have_the_normals_of_geometry() -> No
     v, u = np.indices(depth.shape)
     ray = np.stack([(u - 50) / 100, (v - 40) / 100, np.ones(u.shape)])
     for part, axes in ((ball, [1, 1, 1]), (tube, [1, 0, 1])):
-        _, label, depth, normals = raycast.render(furnished([part]), camera)
+        _, label, depth, normals = shading.render(furnished([part]), camera)
         assert depth[40, 50] == pytest.approx(2.0, abs=1e-5)
         hit = (label == 7) & (np.abs(v - 40) < 10)
         outward = (ray * depth - np.array([0, 0, 2.5])[:, None, None]) * np.array(axes)[:, None, None] / 0.5
@@ -189,13 +191,13 @@ def test_a_turned_box_a_ball_and_a_cylinder_have_the_normals_of_geometry() -> No
 
 def test_the_nearer_thing_hides_the_farther() -> None:
     forward_y = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], float)
-    camera = Camera(np.array([3.0, 0.5, 3.0]), forward_y, 41, 31, 40.0)
+    camera = Pinhole(np.array([3.0, 0.5, 3.0]), forward_y, 41, 31, 40.0)
     parts = [
         Primitive("box", np.array([3.0, y, 3.0]), np.full(3, 0.3), np.eye(3), label, Material())
         for y, label in ((4.0, 3), (2.0, 4), (5.0, 5))
     ]
     for order in ((0, 1, 2), (2, 1, 0)):
-        _, label, depth, _ = raycast.render(furnished([parts[k] for k in order]), camera)
+        _, label, depth, _ = shading.render(furnished([parts[k] for k in order]), camera)
         assert label[15, 20] == 4 and depth[15, 20] == pytest.approx(1.2, abs=1e-5)
         assert set(np.unique(label)) == {0, 4}
 
@@ -220,7 +222,7 @@ def test_a_window_lights_alike_from_each_wall(sun: bool) -> None:
     x, y = (axis.ravel() for axis in np.meshgrid(grid, grid))
     light = []
     for wall in range(4):
-        room = Room(np.random.default_rng(0))
+        room = FurnishedRoom(np.random.default_rng(0))
         room.size = np.array([4.0, 4.0, 2.6])
         room.stand(window, *room.spot(wall, 2.0, 0.051), check=False)
         scene = room.scene()
@@ -237,7 +239,7 @@ def test_a_window_lights_alike_from_each_wall(sun: bool) -> None:
 
 
 def test_the_walls_have_one_order() -> None:
-    room = Room(np.random.default_rng(0))
+    room = FurnishedRoom(np.random.default_rng(0))
     for wall in range(4):
         axis, far = raycast.SIDES[wall]
         x, y, yaw = room.spot(wall, 1.0, 0.0)
@@ -245,11 +247,11 @@ def test_the_walls_have_one_order() -> None:
         inward = (turn(yaw) @ [0, 1, 0])[axis]
         assert inward == (-1 if far else 1)
         slab = room.shell[wall]
-        assert slab.centre[axis] == pytest.approx(room.size[axis] + 0.1 if far else -0.1)
+        assert slab.center[axis] == pytest.approx(room.size[axis] + 0.1 if far else -0.1)
 
 
 def test_a_room_is_drawn_once() -> None:
-    room = Room(np.random.default_rng(0))
+    room = FurnishedRoom(np.random.default_rng(0))
     first, second = room.scene(), room.scene()
     assert [p.material for p in first.primitives] == [p.material for p in second.primitives]
 
@@ -302,11 +304,20 @@ def test_what_goes_wrong_in_a_worker_is_raised(tmp_path: Path) -> None:
     [
         (("--size", "3x"), "WIDTHxHEIGHT"),
         (("--trian", "3"), "did you mean '--train'?"),
-        (("--train", "many"), "it takes a whole number"),
+        (("--train", "many"), "argument --train: got 'many'; it takes a whole number"),
+        (("--workers", "-1"), "argument --workers: got '-1'; it takes a whole number, at least 0 and at most 256"),
+        (("--size", "8x8"), "argument --size: got '8x8'; it takes WIDTHxHEIGHT"),
         (("--output", "."), "exists and is not an empty"),
     ],
 )
-def test_mistakes_on_the_command_line(script: Script, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    (tmp_path / "kept.txt").write_text("kept")
-    assert message in only_error_line(script("prepare.py", "rooms", *arguments, cwd=tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+def test_mistakes_on_the_command_line(arguments: tuple[str, ...], message: str, here: Path) -> None:
+    (here / "kept.txt").write_text("kept")
+    with pytest.raises((ValueError, OSError)) as problem:
+        prepare.main(["rooms", *arguments])
+    assert message in str(problem.value) and "\n" not in str(problem.value)
+    assert [path.name for path in here.iterdir()] == ["kept.txt"]
+
+
+def test_unknown_texture_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"no texture is called 'plian'; there are: plain, wood"):
+        Material("plian")
