@@ -42,7 +42,7 @@ class Item:
         lean: float = 0.0,
         **more: object,
     ) -> None:
-        """Adds a solid of `size` [m], the middle of its underside at `where`, turned about z (yaw) and x (lean) [rad]."""
+        """Adds a solid of `size` [m], the middle of its underside at `where`; yaw is about z, lean about x [rad]."""
         c, s = np.cos(lean), np.sin(lean)
         rotation = turn(yaw) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
         half = np.array(size, float) / 2

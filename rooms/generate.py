@@ -184,7 +184,7 @@ def write(
         raise ValueError(f"seed is {seed} and workers is {workers}; they must be at least 0")
     if min(train, val) < 0 or train + val == 0 or min(width, height) < LEAST_SIDE:
         raise ValueError(
-            f"{train} + {val} frames of {width}x{height}: it takes at least one frame of at least {LEAST_SIDE}x{LEAST_SIDE}"
+            f"{train} + {val} frames of {width}x{height}; allowed: at least one, of at least {LEAST_SIDE}x{LEAST_SIDE}"
         )
     from utils import whole_folder  # it imports torch, which the worker processes of this module do without
 

@@ -276,7 +276,7 @@ def test_refuses_to_overwrite_and_to_write_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="exists and is not an empty"):
         generate.write(tmp_path, train=1, val=0, width=32, height=24)
     assert (tmp_path / "kept.txt").read_text() == "kept"
-    with pytest.raises(ValueError, match="at least one frame"):
+    with pytest.raises(ValueError, match="at least one, of at least 16x16"):
         generate.write(tmp_path / "none", train=0, val=0)
     assert not (tmp_path / "none").exists()
 
