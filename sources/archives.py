@@ -1,4 +1,4 @@
-"""What the commands of prepare.py share: zip archives and folders to read from, and the data set that is written."""
+"""Shared by the commands of prepare.py: reading zip archives and folders, and writing a data set folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LABEL_FOLDERS = {"segmentation": "masks", "depth": "depth"}
 
 @contextlib.contextmanager
 def zip_errors(archive: Path, advice: str = "delete it and download it again") -> Iterator[None]:
-    """What zipfile raises for damage, for compression it lacks, and (RuntimeError) for a password -> ValueError."""
+    """Turns zipfile's errors (damage, unsupported compression, password) into a ValueError."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as problem:
@@ -41,7 +41,7 @@ def zip_errors(archive: Path, advice: str = "delete it and download it again") -
 
 
 def refuse_unsafe(file: zipfile.ZipFile, archive: Path) -> None:
-    """Raises ValueError for a member that would be written elsewhere, and for a link."""
+    """Raises ValueError for members that would be written outside of the output folder, and for links."""
     for member in file.infolist():
         name = member.filename.replace("\\", "/")
         if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
@@ -51,7 +51,7 @@ def refuse_unsafe(file: zipfile.ZipFile, archive: Path) -> None:
 
 
 def extract(file: zipfile.ZipFile, member: zipfile.ZipInfo | str, path: Path) -> None:
-    """Writes a member to `path`; reading it to its end checks its CRC."""
+    """Writes a member to `path`. Reading to the end checks the CRC."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with file.open(member) as source, path.open("wb") as target:
         shutil.copyfileobj(source, target, CHUNK)
@@ -68,9 +68,9 @@ def refuse_full_disk(folder: Path, needed: int) -> None:
 
 
 class Source:
-    """A zip archive or a folder that files are read from. Use it in a `with`.
+    """A zip archive, or a folder with the same content. A context manager.
 
-    Raises FileNotFoundError, or ValueError for what is no zip archive and for what `refuse_unsafe` refuses.
+    Raises FileNotFoundError, or ValueError for something else and for an unsafe archive (`refuse_unsafe`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,6 +80,8 @@ class Source:
         if path.is_dir():
             found = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
             self.names = [file.relative_to(path).as_posix() for file in found]
+        elif not path.is_file():
+            raise ValueError(f"{path}: neither a file nor a folder, but a pipe or a device")
         else:
             with zip_errors(path):
                 self.zip = zipfile.ZipFile(path)
@@ -95,10 +97,10 @@ class Source:
             self.zip.close()
 
     def find(self, pattern: str, layout: str = "", archive: str = "") -> dict[tuple[str, ...], Member]:
-        """The files whose paths end with the regular expression `pattern`: its groups -> file.
+        """{groups of `pattern`: file} for the files whose path ends with this regular expression.
 
-        Raises ValueError when two files have the same groups, and when there is none but a `layout` was expected,
-        as of the official `archive`.
+        Raises ValueError when two files have the same groups. With `layout` and `archive`, which say what was expected,
+        also when there is none.
         """
         found: dict[tuple[str, ...], Member] = {}
         for name in self.names:
@@ -146,10 +148,12 @@ class Member:
         if self.source.zip:
             with zip_errors(self.source.path), self.source.zip.open(self.name) as file:
                 return file.read(most)
+        if not (self.source.path / self.name).is_file():
+            raise ValueError(f"{self}: not a file, but a pipe or a device")
         return (self.source.path / self.name).read_bytes()
 
     def load(self, target: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
-        """Copies the file to `target` and reads it there. Raises ValueError that names the source."""
+        """Copies the file to `target` and returns read(target). Raises ValueError that names the source."""
         self.copy(target)
         try:
             return read(target)
@@ -158,7 +162,7 @@ class Member:
 
 
 def refuse_unpaired(images: Mapping[tuple[str, ...], Member], labels: Mapping[tuple[str, ...], Member]) -> None:
-    """Raises ValueError for an image without a label of the same key, or the reverse."""
+    """Raises ValueError for an image without a label of the same key, and for a label without an image."""
     for some, others, what in ((images, labels, "label"), (labels, images, "image")):
         if missing := [member for key, member in some.items() if key not in others]:
             raise ValueError(f"{missing[0]}: its {what} is missing ({len(missing)} of {len(some)} files are without)")
@@ -169,7 +173,7 @@ def refuse_unpaired(images: Mapping[tuple[str, ...], Member], labels: Mapping[tu
 
 @dataclass(frozen=True)
 class Pair:
-    """A frame to be written: an image and its one label."""
+    """An image with one label, to be written."""
 
     split: str
     name: str  # of the written files, without a suffix
@@ -183,10 +187,10 @@ class Pair:
         return self.image.size + self.label.size
 
     def write(self, part: Path, convert: Callable[[np.ndarray, Path], None]) -> dict[str, str]:
-        """Copies the image to part/rgb, the label to part/masks or part/depth; column -> what it is called there.
+        """Copies the image to part/rgb and the label to part/masks or part/depth; returns {column: file}.
 
-        `convert` gets the label as it is stored, and its file, which it may replace. Raises ValueError that names
-        the source, also when the two differ in size.
+        convert(label, file): gets the decoded label and its copy, which it may replace. Raises ValueError that names
+        the source, also when image and label differ in size.
         """
         image = f"rgb/{self.name}{self.image.suffix}"
         height, width = self.image.load(part / image, read_image).shape[:2]
@@ -209,20 +213,20 @@ def check_depth(stored: np.ndarray, path: Path) -> None:
 
 
 def write_classes(path: Path, ids: np.ndarray, colors: Sequence[Sequence[int]]) -> None:
-    """ids (H, W) uint8, 255 = no label -> an 8-bit PNG whose palette shows the classes; no label is black."""
+    """Writes ids (H, W) uint8 as an 8-bit PNG with the colors of the classes as its palette; 255 = no label, black."""
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(colors)] = colors
     write_png(path, ids, palette)
 
 
 def write_list(path: Path, frames: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
-    """A list file. frames: column -> file; '-' stands where a frame has no such label."""
+    """Writes a list file. frames: {column: file} each; '-' stands for a missing label."""
     lines = ["\t".join(frame.get(column, "-") for column in columns) + "\n" for frame in frames]
     path.write_text("".join(lines))
 
 
 def finish(part: Path, output: Path, source: Path, description: Mapping[str, object], comment: str) -> dict[str, int]:
-    """Writes dataset.yaml and reads the lists back; the frames of each split.
+    """Writes dataset.yaml and reads the lists back; returns the number of frames of each split.
 
     Raises ValueError at `source` when a listed file is missing or outside of the folder, or a split is empty.
     """

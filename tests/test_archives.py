@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 import zipfile
@@ -134,6 +135,19 @@ def test_source_reads_folders_and_archives_alike(here: Path) -> None:
             assert (here / "copy" / path.name).read_bytes() == b"two"
             with pytest.raises(ValueError, match=rf"{path.name}: it has 3\.csv and a/1\.txt; give the one"):
                 source.find(r"\d\.\w+")
+
+
+def test_pipes_are_refused(here: Path) -> None:
+    os.mkfifo(here / "pipe")
+    with pytest.raises(ValueError, match="pipe: neither a file nor a folder"):
+        prepare.main(["carvana", "--images", "pipe", "--masks", "pipe"])
+    (here / "folder").mkdir()
+    os.mkfifo(here / "folder/1.txt")
+    with Source(here / "folder") as source:
+        member = source.find(r"(\d)\.txt")["1",]
+        for use in (member.read, lambda: member.copy(here / "copy")):
+            with pytest.raises((ValueError, OSError), match="pipe"):
+                use()
 
 
 def test_description_is_written_as_it_is(here: Path) -> None:
