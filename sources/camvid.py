@@ -1,7 +1,4 @@
-"""Turns CamVid, SegNet's copy or the official files, into a folder that train.py reads.
-
-`python prepare.py camvid` is the command.
-"""
+"""CamVid, from SegNet's copy or from the official files, as a data set folder: `python prepare.py camvid`."""
 
 from __future__ import annotations
 
@@ -23,8 +20,8 @@ COUNTS = {"train": 367, "val": 101, "test": 233}  # SegNet's split of the 701 fr
 SEGNET_VOID = 11
 
 # The 11 classes of SegNet (arXiv 1511.00561), in the order of its ids, as groups of the 32 of CamVid. The groups
-# are those of MathWorks' camvidPixelLabelIDs ("following the original SegNet training methodology"), the colours
-# CamVid's own (label_colors.txt). A class has the colour of its first member; Void (0, 0, 0) is in no group.
+# are those of MathWorks' camvidPixelLabelIDs ("following the original SegNet training methodology"), the colors
+# CamVid's own (label_colors.txt). A class has the color of its first member; Void (0, 0, 0) is in no group.
 GROUPS: dict[str, dict[str, tuple[int, int, int]]] = {
     "sky": {"Sky": (128, 128, 128)},
     "building": {
@@ -47,7 +44,7 @@ GROUPS: dict[str, dict[str, tuple[int, int, int]]] = {
     "cyclist": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
 }  # fmt: skip
 COLORS = [list(next(iter(group.values()))) for group in GROUPS.values()]
-STRAY = 0.01  # share of a mask's pixels that may have a colour of no class; they become "no label"
+STRAY = 0.01  # share of a mask's pixels that may have a color of no class; they become "no label"
 
 
 def command(argv: Sequence[str]) -> int:
@@ -82,7 +79,7 @@ def command(argv: Sequence[str]) -> int:
         comment = "CamVid, by python prepare.py camvid; SegNet's split and its 11 classes"
         counts = write_data_set(options.output, pairs, {"segmentation": write_mask}, description, comment)
     if sum(stray):
-        print(f"{sum(stray):,} pixels have a colour of no class and became 'no label'")
+        print(f"{sum(stray):,} pixels have a color of no class and became 'no label'")
     if counts != COUNTS:
         print("CamVid has " + ", ".join(f"{count} {split} frames" for split, count in COUNTS.items()))
     return 0
@@ -135,7 +132,7 @@ def segnet_ids(stored: np.ndarray) -> np.ndarray:
 
 
 def class_ids(picture: np.ndarray) -> tuple[np.ndarray, int]:
-    """(H, W, 3) uint8 colours -> (H, W) uint8 ids, 255 = no label, and how many pixels have a colour of no class.
+    """(H, W, 3) uint8 colors -> (H, W) uint8 ids, 255 = no label, and how many pixels have a color of no class.
 
     Raises ValueError when those are more than a few.
     """
@@ -149,7 +146,7 @@ def class_ids(picture: np.ndarray) -> tuple[np.ndarray, int]:
     unknown = ~known[codes] | (picture & 63).any(2)
     if unknown.mean() > STRAY:
         color = ", ".join(map(str, picture[unknown][0]))
-        raise ValueError(f"{unknown.mean():.0%} of its pixels have colours of no class of CamVid, such as ({color})")
+        raise ValueError(f"{unknown.mean():.0%} of its pixels have colors of no class of CamVid, such as ({color})")
     return np.where(unknown, 255, table[codes]).astype(np.uint8), int(unknown.sum())
 
 

@@ -1,7 +1,4 @@
-"""Turns Kaggle's Carvana archives into a folder that train.py reads.
-
-`python prepare.py carvana` is the command.
-"""
+"""Kaggle's Carvana archives as a data set folder: `python prepare.py carvana`."""
 
 from __future__ import annotations
 
@@ -54,9 +51,9 @@ def command(argv: Sequence[str]) -> int:
 
 
 def write_mask(stored: np.ndarray, path: Path) -> None:
-    """The GIF at `path`, black background and white car by its palette -> a PNG with 0 and 1. Raises ValueError."""
-    grey = np.array(open_image(path).convert("L"))  # not `stored`: a palette may have white at 0
-    if not np.isin(grey, (0, 255)).all():
-        values = np.unique(grey)[:5].tolist()
-        raise ValueError(f"a mask of Carvana is black and white; this file has the grey values {values}")
-    write_classes(path, (grey > 0).astype(np.uint8), list(CLASSES.values()))
+    """Rewrites the GIF at `path` (black and a white car, by its palette) as a PNG of 0 and 1. Raises ValueError."""
+    gray = np.array(open_image(path).convert("L"))  # not `stored`: a palette may have white at 0
+    if not np.isin(gray, (0, 255)).all():
+        values = np.unique(gray)[:5].tolist()
+        raise ValueError(f"a mask of Carvana is black and white; this file has the gray values {values}")
+    write_classes(path, (gray > 0).astype(np.uint8), list(CLASSES.values()))

@@ -1,4 +1,4 @@
-"""Downloads of large files that are taken up again where they broke off."""
+"""Resumable downloads of large files."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ TIMEOUT_S = 30.0
 
 
 def download(url: str, size: int, target: Path, command: str) -> None:
-    """Fetches `url`, `size` bytes, to `target`, through `target`.part, where a broken transfer is taken up again.
+    """Downloads `url`, which has `size` bytes, to `target`. It resumes from `target`.part after a break.
 
-    `command` is what to run after a download by hand. Raises OSError without a network, ValueError when the server
-    has no such file or one of another size.
+    command: what a user runs after a download by hand. Raises OSError without a network, ValueError when the server
+    has no such file, or one of another size.
     """
     if not url.startswith(("http://", "https://")) or size < 1:
         raise ValueError(f"{url!r}, {size} bytes; allowed: an http(s) address, and at least 1 byte")
@@ -67,7 +67,7 @@ def download(url: str, size: int, target: Path, command: str) -> None:
 
 
 def transfer(url: str, size: int, part: Path, bar: tqdm) -> None:
-    """One request that appends to `part`, or writes it anew when the server does not continue where it ends."""
+    """One request. Appends to `part`, or starts it over when the server does not support ranges."""
     have = part.stat().st_size
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:

@@ -1,8 +1,7 @@
-"""Turns KITTI's semantic and depth archives into a folder that train.py reads.
+"""KITTI's semantic and depth benchmarks as a data set folder: `python prepare.py kitti`.
 
-`python prepare.py kitti` is the command. The two benchmarks label different frames: each frame of the result has
-one of the two labels, and '-' in place of the other. Layouts: the readme files of KITTI's development kits
-devkit_semantics.zip and devkit_depth.zip.
+The two benchmarks label different frames, so each frame has a mask or a depth map. The layouts of the archives are in
+the readme files of KITTI's development kits, devkit_semantics.zip and devkit_depth.zip.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Parser, convert
+from config import Parser, positive_int, refuse
 from sources.archives import Member, Pair, Source, check_depth, refuse_unpaired, write_classes, write_data_set
 from utils import refuse_existing
 
 SEMANTICS_URL = "https://www.cvlibs.net/datasets/kitti/eval_semseg.php?benchmark=semantics2015"
 DEPTH_URL = "https://www.cvlibs.net/datasets/kitti/eval_depth.php?benchmark=depth_prediction"
 
-# The masks hold the label ids of Cityscapes. Names, ids and colours, in the order of its train ids:
+# The masks hold the label ids of Cityscapes. Names, ids and colors, in the order of its train ids:
 # cityscapesScripts, cityscapesscripts/helpers/labels.py.
 CITYSCAPES: dict[str, tuple[int, tuple[int, int, int]]] = {
     "road": (7, (128, 64, 128)),
@@ -44,8 +43,8 @@ CITYSCAPES: dict[str, tuple[int, tuple[int, int, int]]] = {
     "motorcycle": (32, (0, 0, 230)),
     "bicycle": (33, (119, 11, 32)),
 }
-LAST_ID = 33  # 255 stands for the license plates' -1; the ids that are not above do not count in the benchmark
-# The categories of labels.py, "object" (poles, lights, signs) being part of "construction". Each has the colour of
+LAST_ID = 33  # 255 stands for the license plates' -1; the benchmark leaves out all ids that are not above
+# The categories of labels.py, "object" (poles, lights, signs) being part of "construction". Each has the color of
 # its first class.
 SIX = {
     "flat": ("road", "sidewalk"),
@@ -79,23 +78,21 @@ def command(argv: Sequence[str]) -> int:
     help_raw = "with --depth: the raw data, e.g. 2011_09_26_drive_0001_sync.zip ..., which holds the images"
     parser.add_argument("--raw", type=Path, nargs="+", metavar="PATH", help=help_raw)
     help_every = "with --depth: every Nth depth map of each training drive, default 5 (two a second)"
-    parser.add_argument("--every", metavar="N", help=help_every)
+    parser.add_argument("--every", type=positive_int, metavar="N", help=help_every)
     help_selection = "data_depth_selection.zip: 1000 depth maps with images; with --depth they are its validation split"
     parser.add_argument("--selection", type=Path, metavar="ZIP", help=help_selection)
     help_classes = "with --semantics: 19 of Cityscapes (default), or 6 groups of them"
     parser.add_argument("--classes", choices=("19", "6"), help=help_classes)
     parser.add_argument("--output", type=Path, default=Path("dataset/kitti"), help="default: dataset/kitti")
     options = parser.parse_args(argv)
-    for flag, needed in (("raw", "depth"), ("every", "depth"), ("classes", "semantics")):
-        if getattr(options, flag) is not None and getattr(options, needed) is None:
-            raise ValueError(f"--{flag} goes with --{needed} only")
+    if not options.depth:
+        refuse(parser, options, ("raw", "every"), "goes with --depth only")
+    if not options.semantics:
+        refuse(parser, options, ("classes",), "goes with --semantics only")
     if options.depth and not options.raw:
         raise ValueError("--depth needs --raw: data_depth_annotated.zip has no images, KITTI's raw data has them")
     if not (options.semantics or options.depth or options.selection):
         raise ValueError("name at least one of --semantics, --depth and --selection")
-    every = 5 if options.every is None else convert(options.every, int, "--every")
-    if every < 1:
-        raise ValueError(f"--every is {every}; it must be at least 1")
     refuse_existing(options.output)
 
     with ExitStack() as stack:
@@ -106,7 +103,8 @@ def command(argv: Sequence[str]) -> int:
         pairs = semantic_pairs(opened(options.semantics)) if options.semantics else []
         if options.depth:
             splits = ("train",) if options.selection else ("train", "val")
-            pairs += depth_pairs(opened(options.depth), [opened(path) for path in options.raw], every, splits)
+            raw = [opened(path) for path in options.raw]
+            pairs += depth_pairs(opened(options.depth), raw, options.every or 5, splits)
         if options.selection:
             pairs += selected_pairs(opened(options.selection), all_val=options.depth is not None)
         write(options.output, pairs, options.classes or "19")
@@ -139,7 +137,7 @@ def write(output: Path, pairs: Sequence[Pair], classes: str) -> None:
 
 
 def class_table(classes: str) -> tuple[list[str], list[list[int]], np.ndarray]:
-    """'19' or '6' -> names, colours, and (256,) uint8 from label ids of Cityscapes to class ids, 255 = no label."""
+    """'19' or '6' -> names, colors, and (256,) uint8 from Cityscapes' label ids to class ids, 255 = no label."""
     groups = SIX if classes == "6" else {name: (name,) for name in CITYSCAPES}
     table = np.full(256, 255, np.uint8)
     for number, members in enumerate(groups.values()):
@@ -148,7 +146,7 @@ def class_table(classes: str) -> tuple[list[str], list[list[int]], np.ndarray]:
 
 
 def train_ids(stored: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """(H, W) label ids -> (H, W) uint8 class ids. Raises ValueError for what are no label ids."""
+    """(H, W) label ids -> (H, W) uint8 class ids. Raises ValueError for values that are not label ids."""
     if stored.ndim != 2 or stored.dtype != np.uint8:
         raise ValueError(f"a mask has one 8-bit number a pixel; this file has shape {stored.shape}, {stored.dtype}")
     outside = (stored > LAST_ID) & (stored != 255)
@@ -161,7 +159,7 @@ def train_ids(stored: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def semantic_pairs(source: Source) -> list[Pair]:
-    """The frames of data_semantics.zip. There is no official validation split: every fifth frame is one of it."""
+    """The frames of data_semantics.zip. It has no validation split: every fifth frame goes into ours."""
     archive = f"data_semantics.zip ({SEMANTICS_URL})"
     images = source.find(r"training/image_2/([^/]+)\.png", "training/image_2/*.png", archive)
     masks = source.find(r"training/semantic/([^/]+)\.png", "training/semantic/*.png", archive)
@@ -173,16 +171,17 @@ def semantic_pairs(source: Source) -> list[Pair]:
 
 
 def depth_pairs(source: Source, raw: Sequence[Source], every: int, splits: Sequence[str]) -> list[Pair]:
-    """The left camera's frames of data_depth_annotated.zip whose images are in `raw`; `every` thins out training.
+    """The left camera's frames of data_depth_annotated.zip whose images are in `raw`.
 
-    Prints how many were left out. Raises ValueError when a split has no frame.
+    Of the training frames of a drive it takes each `every`th. Prints how many frames have no image. Raises ValueError
+    when a split has no frame.
     """
     pattern = rf"(train|val)/{DRIVE}/proj_depth/groundtruth/image_02/{FRAME}\.png"
     layout = "train/DRIVE_sync/proj_depth/groundtruth/image_02/*.png"
     maps = source.find(pattern, layout, f"data_depth_annotated.zip ({DEPTH_URL})")
     images: dict[tuple[str, ...], Member] = {}
     for folder in raw:
-        # Many have turned the raw images into JPEG, as monodepth's instructions say.
+        # JPEG: monodepth's instructions convert the raw images.
         images = folder.find(rf"{DRIVE}/image_02/data/{FRAME}\.(?:png|jpg)") | images
     pairs, wanted, seen = [], Counter(), Counter()
     for (split, drive, frame), label in sorted(maps.items()):
@@ -205,10 +204,10 @@ def depth_pairs(source: Source, raw: Sequence[Source], every: int, splits: Seque
 
 
 def selected_pairs(source: Source, all_val: bool) -> list[Pair]:
-    """The frames of data_depth_selection.zip, for validation, or split by drives: every fifth one is validation."""
+    """The frames of data_depth_selection.zip: all for validation, or every fifth drive."""
     folder, archive = "val_selection_cropped/", f"data_depth_selection.zip ({DEPTH_URL})"
     end = rf"_{FRAME}_(image_0[23])\.png"
-    pattern = f"{folder}image/{DRIVE}_(?:image|groundtruth_depth){end}"  # the readme has another name than the archive
+    pattern = f"{folder}image/{DRIVE}_(?:image|groundtruth_depth){end}"  # the readme says one, the archive the other
     images = source.find(pattern, f"{folder}image/*.png", archive)
     pattern = f"{folder}groundtruth_depth/{DRIVE}_groundtruth_depth{end}"
     maps = source.find(pattern, f"{folder}groundtruth_depth/*.png", archive)

@@ -40,7 +40,7 @@ COLORS = {
 
 
 def color_mask(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """A mask of the official files with every colour (H, W, 3), and its ids (H, W)."""
+    """A mask of the official files with every color (H, W, 3), and its ids (H, W)."""
     rng = np.random.default_rng(500 + number)
     chosen = rng.permutation(np.resize(np.arange(32), HEIGHT * WIDTH)).reshape(HEIGHT, WIDTH)
     return np.array([*COLORS], np.uint8)[chosen], np.array([*COLORS.values()], np.uint8)[chosen]
@@ -102,7 +102,7 @@ def test_official_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_training_reads(folder)
 
 
-def test_few_pixels_of_other_colours_become_no_label(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_pixels_of_other_colors_become_no_label(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, masks = official()
     colors, ids = color_mask(0)
     colors[0, :3] = [[1, 128, 64], [0, 64, 0], [255, 255, 255]]  # the second has the form of one, but is none
@@ -110,7 +110,7 @@ def test_few_pixels_of_other_colours_become_no_label(here: Path, capsys: pytest.
     unpack(here / "stills", images)
     unpack(here / "labels", {**masks, "0001TP_006690_L.png": png(colors)})
     run("--images stills --masks labels")
-    assert "3 pixels have a colour of no class and became 'no label'" in capsys.readouterr().out
+    assert "3 pixels have a color of no class and became 'no label'" in capsys.readouterr().out
     folder, splits = read_back(here / "out/camvid")
     np.testing.assert_array_equal(labels_of(folder, splits["train"]["0001TP_006690.png"])["segmentation"], ids)
 
@@ -128,7 +128,7 @@ def test_real_lists_have_the_split_that_names_give() -> None:
     assert len(test) == camvid.COUNTS["test"] and {camvid.split_of(name, "") for name in test} == {"test"}
 
 
-def test_groups_hold_every_colour_of_camvid() -> None:
+def test_groups_hold_every_color_of_camvid() -> None:
     groups = {color: number for number, group in enumerate(camvid.GROUPS.values()) for color in group.values()}
     assert {**groups, (0, 0, 0): 255} == COLORS and tuple(camvid.GROUPS) == CLASSES
 
@@ -178,8 +178,8 @@ MASK = "0001TP_006690_L.png"
         (put("0001TP_000001.png", b""), put("0001TP_000002_L.png", b""), "0001TP_000001.png: its label is missing"),
         (put("mine_01.png", b""), put("mine_01_L.png", b""), "stills.zip: mine_01.png: not a frame of CamVid"),
         (dict, put(MASK, png(np.zeros((39, 50, 3), np.uint8))), f"labels.zip: {MASK}: it is 50x39, but its image"),
-        (dict, put(MASK, png(camvid_ids(0))), rf"labels.zip: {MASK}: 9\d% of its pixels have colours of no class"),
-        (dict, put(MASK, png(picture(1))), rf"{MASK}: 100% of its pixels have colours of no class .* such as \(\d"),
+        (dict, put(MASK, png(camvid_ids(0))), rf"labels.zip: {MASK}: 9\d% of its pixels have colors of no class"),
+        (dict, put(MASK, png(picture(1))), rf"{MASK}: 100% of its pixels have colors of no class .* such as \(\d"),
     ],
 )
 def test_wrong_official_files_are_explained(

@@ -43,7 +43,7 @@ def test_carvana(form: str, here: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert_training_reads(folder)
 
 
-def test_masks_of_one_value_and_greyscale_masks(here: Path) -> None:
+def test_masks_of_one_value_and_grayscale_masks(here: Path) -> None:
     images, masks = carvana(10)
     masks["train_masks/0000d4463b50_01_mask.gif"] = gif(np.zeros((39, 53), np.uint8))
     masks["train_masks/0000d4463b50_16_mask.gif"] = gif(np.ones((39, 53), np.uint8))  # Pillow drops the unused black
@@ -82,7 +82,7 @@ THREE = np.tile(np.arange(3, dtype=np.uint8), (39, 18))[:, :53]
         (lambda files: carvana(9)[0], lambda files: carvana(9)[1], "train.zip: 9 cars; the splits need 10"),
         (dict, put(MASK, gif(np.zeros((39, 52)))), f"masks.zip: {MASK}: it is 52x39, but its image .*{IMAGE} is 53x39"),
         (dict, put(MASK, gif(car_mask(1))[:-200]), f"masks.zip: {MASK}: damaged or truncated image"),
-        (dict, put(MASK, png(THREE)), rf"{MASK}: a mask of Carvana is black and white; .* grey values \[0, 1, 2\]"),
+        (dict, put(MASK, png(THREE)), rf"{MASK}: a mask of Carvana is black and white; .* gray values \[0, 1, 2\]"),
         (dict, put(MASK, png(picture(1))), f"{MASK}: a mask of Carvana is black and white"),
         (put(IMAGE, b"\xff\xd8\xff"), dict, f"train.zip: {IMAGE}: not an image"),
         (put("train_hq/0001d4463b50_16.jpg", b""), dict, f"train.zip: it has {IMAGE} and train_hq/0001d"),
