@@ -24,20 +24,9 @@ LAYERS = (
     ("dataset", "rooms"),
     ("deploy",),
     ("training", "scene3d", "sources"),
-    ("benchmarks",),
-    (
-        "train",
-        "evaluate",
-        "inference",
-        "prepare",
-        "teach",
-        "export",
-        "benchmark",
-        "reconstruct",
-        "app",
-        "plot",
-        "tools",
-    ),
+    ("benchmarks", "webpage"),
+    ("train", "evaluate", "inference", "prepare", "teach", "export", "benchmark", "reconstruct", "app"),
+    ("plot", "tools"),
 )
 FLOOR = {name: floor for floor, names in enumerate(LAYERS) for name in names}
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))

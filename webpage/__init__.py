@@ -1,0 +1,1 @@
+"""Parts of the web page of app.py: charts, and which requests are answered."""
