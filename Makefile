@@ -37,7 +37,6 @@ quick: $(VENV)/installed-quick
 
 # JOINT, INDOOR: trained with configs/camvid_redkitchen.yaml, configs/replica_redkitchen.yaml. The notebook trains, too.
 media: $(VENV)/installed-dev
-	$(BIN)/python -m tools.readme_pictures architecture
 	$(BIN)/python inference.py --checkpoint $(ROOMS) --output predictions
 	cp predictions/sample_overview.jpg media/demo.jpg
 	$(BIN)/python -m tools.readme_pictures results --checkpoint $(JOINT) --data dataset/camvid dataset/redkitchen --frames 1

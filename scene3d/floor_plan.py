@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 
 from drawing import Panel, palette_of
-from scene3d.fusion import NO_CLASS, Surface
+from scene3d.fusion import Surface
+from tasks import NO_CLASS
 from utils import require
 
 CELL_M = 0.02

@@ -14,10 +14,9 @@ from deploy.predictor import Predictor
 from geometry import scaled_camera
 from images import read_image
 from scene3d.posed_images import Scan, Shot
-from tasks import task_giving
+from tasks import NO_CLASS, task_giving
 from utils import require, whole_file
 
-NO_CLASS = 255
 MIN_PROBABILITY = 1e-3  # floor for the logarithms, so that one over-confident frame cannot outvote the rest
 BLOCK = 8  # voxels along a side of a block, the unit of allocation
 

@@ -20,10 +20,13 @@ else
 fi
 stopped=false
 trap 'stopped=true; kill -TERM "$training"' TERM  # srun passes it on to torchrun, and that to train.py
-gpus=${SLURM_GPUS_PER_NODE:-8}
+gpus=${SLURM_GPUS_PER_NODE:-8}  # a number, or with the kind of GPU, such as h100:8
+gpus=${gpus%%(*}
+gpus=${gpus##*:}
+port=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}  # two jobs may share a machine
 # Each process reads its own frames: --workers is for one of them. The -- keeps torchrun from taking --run for its own.
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$gpus" --max-restarts 3 \
-    --rdzv-backend c10d --rdzv-endpoint "$first:29500" --rdzv-id "$SLURM_JOB_ID" \
+    --rdzv-backend c10d --rdzv-endpoint "$first:$port" --rdzv-id "$SLURM_JOB_ID" \
     -- train.py "${what[@]}" --workers $((SLURM_CPUS_PER_TASK / gpus)) &
 training=$!
 status=0
