@@ -154,7 +154,12 @@ def uploads_only(move: Move) -> Move:
 
 # ---------------------------------------------------------------------------------------------- the page
 
-CSS = "#files .stem { white-space: normal; overflow-wrap: anywhere; } #line .problem { color: #b91c1c; }"
+# File names as a whole; gradio would shorten them. The text of problems in red.
+CSS = """
+#files .filename, #upload .filename { display: block; overflow-wrap: anywhere; font-size: 0.9em; }
+#files .stem, #files .ext, #upload .stem, #upload .ext { display: inline; white-space: normal; }
+#line .problem { color: #b91c1c; }
+"""
 
 
 def in_words(problem: Exception) -> str:

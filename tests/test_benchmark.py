@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from functools import partial
 
@@ -10,7 +11,6 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, only_error_line
-from test_model import settings, tasks
 from torch import nn
 
 import benchmark
@@ -19,7 +19,6 @@ from benchmarks.scaling import Setting, growth_series, measure_folder, measure_g
 from benchmarks.timing import Options, describe, in_turn, p95, random_network, some_tasks, traffic
 from config import Config
 from deploy.predictor import Predictor
-from model import build_network
 
 CPU = torch.device("cpu")
 SMALL = Config(encoder="mobilenetv2_100", encoder_weights="none", decoder_width=16, crp_stages=1)
@@ -128,7 +127,7 @@ def test_p95_is_no_maximum():
 
 def test_the_reference_is_the_same_network():
     torch.manual_seed(0)
-    network = build_network(settings("mobilenetv2_100", long_side=0, decoder_width=32), tasks(5)).eval()
+    network = random_network(dataclasses.replace(SMALL, long_side=0, decoder_width=32), 5).eval()
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     ours, theirs = Predictor(network, "eager")(image), Reference(network)(image)
     assert (ours["segmentation"] == theirs["segmentation"]).mean() > 0.9, "bilinear and cubic are not quite the same"
