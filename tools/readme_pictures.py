@@ -128,7 +128,7 @@ def draw_surface(predictor: Predictor, root: Path) -> np.ndarray:
         raise ValueError(f"the network gives no {' and no '.join(missing)}")
     scan = read_scan(root)
     task = predictor.tasks[task_giving("classes", predictor.tasks)]
-    fusion = Fusion(VOXEL_M, len(task.classes), MOST_M)
+    fusion = Fusion(VOXEL_M, len(task.classes), MAX_DEPTH_M)
     fuse(scan, scan.shots, fusion, predictor)
     surface = fusion.mesh(views_of(scan.shots))
     poses = [shot.pose for shot in scan.shots]
@@ -175,7 +175,7 @@ def draw_cloud(predictor: Predictor, path: Path, fov: float = 60.0) -> np.ndarra
     found = predictor(image)
     by_class, by_metres = (task_giving(what, predictor.tasks) for what in ("classes", "metres"))
     task, camera = predictor.tasks[by_class], camera_with(fov, image.shape[1], image.shape[0])
-    points = cloud(image, found[by_metres], found[by_class], camera, MOST_M)
+    points = cloud(image, found[by_metres], found[by_class], camera, MAX_DEPTH_M)
     middle = np.median(points.points, axis=0).astype(np.float64)
     up, camera = np.array([0.0, -1, 0]), camera_with(fov, SURFACE_SIZE[1], SURFACE_SIZE[0])
     x, y, far = middle
