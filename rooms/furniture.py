@@ -324,7 +324,7 @@ class Maker(Palette):
         return item
 
     def door(self) -> Item:
-        """A frame, a panelled leaf and a handle, flat on the wall."""
+        """A frame, a paneled leaf and a handle, flat on the wall."""
         item, wide, high = Item((1.0, 0.06, 2.08)), 0.82, 2.02
         white = self.rng.random() < 0.6
         tone = self.pick(WHITES[:2]) if white else self.pick(WOODS)

@@ -146,7 +146,7 @@ def render(scene: Scene, camera: Pinhole) -> tuple[np.ndarray, np.ndarray, np.nd
     color = albedo(scene, flat).reshape(3, *shape)
     radiance = color * (light + scene.glow[seen])
 
-    # where neighbours differ, four rays a pixel take the place of one; they borrow the light around them
+    # Antialiasing: pixels that differ from their neighbors get four rays, which take the light of the pixels around.
     change = np.zeros(shape, bool)
     gray = color.mean(0)
     for axis in (0, 1):

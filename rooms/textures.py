@@ -60,7 +60,7 @@ def shaded(color: Color, factor: float) -> Color:
 
 @lru_cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """A tileable 512 x 512 noise of 64 x 64 cells, values 0..1, and 4096 random numbers to hash with."""
+    """Tileable noise (512, 512) of 64 x 64 cells, values 0..1; and 4096 random numbers 0..1 for `hashed`."""
     rng = np.random.default_rng(0)
     noise = 0.0
     for cells, weight in ((64, 1.0), (128, 0.5), (256, 0.25)):
@@ -73,7 +73,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 
 
 def noise(u: np.ndarray, v: np.ndarray, seed: np.ndarray | float = 0) -> np.ndarray:
-    """Smooth noise 0..1 with about one bump a unit."""
+    """Smooth noise 0..1 with about one bump per unit of u and v."""
     table = _tables()[0].ravel()
     u, v = np.broadcast_arrays((u + 17.3 * seed) * 8, (v + 5.7 * seed) * 8)
     col, row = np.floor(u).astype(np.int32), np.floor(v).astype(np.int32)
@@ -85,7 +85,7 @@ def noise(u: np.ndarray, v: np.ndarray, seed: np.ndarray | float = 0) -> np.ndar
 
 
 def hashed(*integers: np.ndarray | float) -> np.ndarray:
-    """Random numbers 0..1 that depend on (rounded) integers only."""
+    """Hash: random numbers 0..1 that depend on the integer parts alone."""
     mixed = sum(np.asarray(i).astype(np.int64) * k for i, k in zip(integers, (73, 1789, 389, 2969), strict=False))
     return _tables()[1][(mixed ^ (mixed >> 5)) & 4095]
 
@@ -102,7 +102,7 @@ def _period(x: np.ndarray, length: np.ndarray | float) -> np.ndarray:
 
 @dataclass
 class Patch:
-    """Points (n,) of one material on flat faces: where they lie, and the material's colors and numbers.
+    """Points (n,) of one texture on flat faces, with the settings of their materials.
 
     a, b: the two linear colors (3, n). u, v: place on the face [m]; side: half size of the face (2, n) [m].
     """
@@ -126,7 +126,7 @@ class Patch:
         return np.clip(size / (2 * self.texel.pixel), 0, 1)
 
     def noise(self, per_u: float, per_v: float) -> np.ndarray:
-        """Smooth noise 0..1 with so many bumps a metre along u and v."""
+        """Smooth noise 0..1; per_u and per_v: bumps a metre along u and v."""
         return noise(self.u * per_u, self.v * per_v, self.seed)
 
     def line(self, distance: np.ndarray, width: float) -> np.ndarray:
@@ -172,7 +172,7 @@ def tiles(p: Patch) -> np.ndarray:
 
 
 def woven(p: Patch, threads: float) -> np.ndarray:
-    """Cloth with so many threads a metre."""
+    """Cloth. threads: threads a metre."""
     weave = (p.noise(threads, threads) - 0.5) * p.detail(1.5 / threads)
     return mix(p.a, p.b, 0.5 * p.noise(4, 4)) * (1 + 0.4 * weave)
 
@@ -304,7 +304,7 @@ class Palette:
         return self.vary(options[self.rng.integers(len(options))])
 
     def vary(self, color: Color, by: float = 0.04) -> Color:
-        """A neighbouring color."""
+        """A similar color: brightness changed by about the share `by`."""
         return tuple(np.clip(np.array(color) * self.rng.normal(1, by) + self.rng.normal(0, by / 3, 3), 0, 1))
 
     def hue(self, saturation: tuple[float, float], value: tuple[float, float], hue: float | None = None) -> Color:

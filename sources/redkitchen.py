@@ -36,7 +36,7 @@ DEPTH_TO_COLOR_M = np.array([-0.025, 0.0, 0.0])  # from the depth camera's coord
 def command(argv: Sequence[str]) -> int:
     """`python prepare.py redkitchen`"""
     parser = Parser(prog="prepare.py redkitchen", description="makes the red kitchen folder: 200 + 30 frames, poses")
-    help_images = "tsdf-fusion-python-master.zip, or sequence 1 of 7-Scenes' red kitchen (seq-01.zip); or its folder"
+    help_images = "tsdf-fusion-python-master.zip, or a sequence of 7-Scenes' red kitchen (seq-NN.zip); or the folder"
     parser.add_argument("--images", type=Path, required=True, metavar="PATH", help=help_images)
     help_unregistered = "leave depth as the depth camera sees it: up to 26 px beside what the image shows"
     parser.add_argument("--unregistered", action="store_true", help=help_unregistered)
