@@ -249,6 +249,10 @@ def check_folder(path: Path, split: str | None = None, picture: Path | None = No
         found[name], sums[name] = check_frames(frames, folder, tasks, name)
         faults += list_faults + [fault for item in found[name] for fault in item.faults]
     faults += find_repeats(found)
+    for name, task in tasks.items():
+        total = sum(of_tasks[name] for of_tasks in sums.values() if name in of_tasks)
+        if np.any(total) and (doubt := task.doubt(total, folder.sections[name])):
+            faults.append(Fault(doubt[0], str(folder.root), doubt[1]))
 
     print(f"{folder.name}: {folder.root}")
     print("\n".join(overview(found, tasks, sums)))

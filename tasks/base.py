@@ -129,6 +129,10 @@ class Task(ABC):
         """(kind of fault, what looks wrong) about a label that could be read, or None. `stored` is what `open` gave."""
         return None
 
+    def doubt(self, survey: np.ndarray, section: Mapping[str, object]) -> tuple[str, str] | None:
+        """(kind of fault, what looks wrong) about all labels of a data set, given the sum of their surveys, or None."""
+        return None
+
     def survey_lines(self, surveys: Mapping[str, np.ndarray], section: Mapping[str, object]) -> list[str]:
         """{split: sum of `survey`s} -> lines for the report of `prepare.py check`."""
         return []

@@ -59,7 +59,7 @@ class Segmentation(DenseTask):
 
     @classmethod
     def read_section(cls, section: Mapping[str, object], where: str) -> dict[str, object]:
-        check_keys(section, {"classes", "ignore", "colors"}, where)
+        check_keys(section, {"classes", "ignore", "colors", "values"}, where)
         classes = section.get("classes")
         if isinstance(classes, str):
             if classes not in CLASS_LISTS:
@@ -78,8 +78,14 @@ class Segmentation(DenseTask):
         colors = tuple(convert(color, tuple[int, int, int], f"{where}.colors") for color in colors)
         if not all(0 <= value <= 255 for color in colors for value in color):
             raise ValueError(f"{where}.colors holds a value outside 0..255")
-        ignore = convert(section.get("ignore", NO_CLASS), int, f"{where}.ignore")
-        return {"classes": tuple(classes), "colors": colors, "ignore": ignore}
+        values = convert(section.get("values") or tuple(range(len(classes))), tuple[int, ...], f"{where}.values")
+        if len(set(values)) != len(values) or len(values) != len(classes) or min(values) < 0 or max(values) >= 2**16:
+            raise ValueError(f"{where}.values must be {len(classes)} different numbers of 0..65535, one for each class")
+        nothing = -1 if NO_CLASS in values else NO_CLASS  # a mask has no number below 0: no pixel is without a label
+        ignore = convert(section.get("ignore", nothing), int, f"{where}.ignore")
+        if ignore in values and "values" in section:
+            raise ValueError(f"{where}.ignore is {ignore}, which {where}.values gives to a class")
+        return {"classes": tuple(classes), "colors": colors, "ignore": ignore, "values": values}
 
     @classmethod
     def from_section(cls, section: Mapping[str, object], config: Config) -> Segmentation:
@@ -138,13 +144,17 @@ class Segmentation(DenseTask):
                 f"{path}: a mask has one integer a pixel; this file has shape {label.shape}, {label.dtype}"
             )
         ignored = label == section["ignore"]
-        outside = ((label < 0) | (label >= len(self.classes))) & ~ignored
+        ids, known = label, f"0..{len(self.classes) - 1}"
+        values = section.get("values", ())
+        if values and values != tuple(range(len(values))):
+            known, table = ", ".join(map(str, values)), np.full(2**16, -1)
+            table[list(values)] = range(len(values))
+            ids = np.where((label >= 0) & (label < len(table)), table[label.clip(0, len(table) - 1)], -1)
+        outside = ((ids < 0) | (ids >= len(self.classes))) & ~ignored
         if outside.any():
-            top = len(self.classes) - 1
-            raise ValueError(
-                f"{path}: class id {label[outside][0]}; allowed: 0..{top} and {section['ignore']} (no label)"
-            )
-        return np.where(ignored, NO_CLASS, label).astype(np.uint8)
+            no_label = f" and {section['ignore']} (no label)" if section["ignore"] >= 0 else ""
+            raise ValueError(f"{path}: class id {label[outside][0]}; allowed: {known}{no_label}")
+        return np.where(ignored, NO_CLASS, ids).astype(np.uint8)
 
     def no_label(self, height: int, width: int) -> np.ndarray:
         return np.full((height, width), NO_CLASS, np.uint8)
@@ -158,6 +168,17 @@ class Segmentation(DenseTask):
     def survey(self, label: np.ndarray, section: Mapping[str, object]) -> np.ndarray:
         """[labeled pixels, all pixels, pixels of each class]"""
         return np.concatenate([super().survey(label, section), self.class_counts(label)])
+
+    def doubt(self, survey: np.ndarray, section: Mapping[str, object]) -> tuple[str, str] | None:
+        labeled, pixels, first, *others = survey.tolist()
+        if section["ignore"] != NO_CLASS or not others or any(others) or not 0 < first == labeled < pixels:
+            return None
+        advice = (
+            f"all pixels are 0 ({self.classes[0]}) or {NO_CLASS} (no label: they neither teach nor count). Where "
+            f"{NO_CLASS} is the object, write into dataset.yaml: "
+            "segmentation: {classes: [background, object], values: [0, 255]}"
+        )
+        return f"masks of 0 and {NO_CLASS}", advice
 
     def survey_lines(self, surveys: Mapping[str, np.ndarray], section: Mapping[str, object]) -> list[str]:
         names = [f"{number:3d} {name}" for number, name in enumerate(self.classes)]

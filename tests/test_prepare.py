@@ -260,3 +260,64 @@ def test_threads_stop_at_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="three"):
         list(in_threads(work, range(200), "test"))
     assert len(begun) < 100
+
+
+def binary_masks(root: Path, section: str, values: tuple[int, ...] = (0, 255)) -> Path:
+    """A data set of two frames whose masks hold these values alone."""
+    (root / "dataset.yaml").write_text(
+        f"splits: {{train: train.txt, val: val.txt}}\ncolumns: [image, segmentation]\nsegmentation: {section}\n"
+    )
+    for number, split in enumerate(("train", "val")):
+        rng = np.random.default_rng(number)
+        write_png(root / f"{split}.png", rng.integers(0, 256, (6, 8, 3), U8))
+        write_png(root / f"{split}_mask.png", rng.choice(np.array(values, U8), (6, 8)))
+        (root / f"{split}.txt").write_text(f"{split}.png\t{split}_mask.png\n")
+    return root
+
+
+def test_masks_of_0_and_255_are_doubted_and_values_read_them(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    binary_masks(here, "{classes: [background, object]}")
+    assert prepare.main(["check", "."]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    (advice,) = re.findall(r"masks of 0 and 255: 1 .*? write into dataset\.yaml: segmentation: (\{.*?\})", printed)
+    binary_masks(here, advice)
+    assert prepare.main(["check", "."]) == 0
+    assert "nothing is wrong" in capsys.readouterr().out
+    folder = read_folder(here)
+    label = make_tasks(folder, Config(tasks=("segmentation",)))["segmentation"].read(
+        here / "val_mask.png", folder.sections["segmentation"]
+    )
+    np.testing.assert_array_equal(label, read_label(here / "val_mask.png") // 255)
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("{classes: [background, object]}", (0, 1, 255)),
+        ("{classes: [background, object], ignore: 0}", (0, 1)),
+        ("{classes: [object]}", (0, 255)),  # the class where somebody labeled it, nothing elsewhere
+        ("{classes: [background, object]}", (0,)),
+    ],
+)
+def test_other_masks_are_not_doubted(section: str, values: tuple[int, ...], here: Path) -> None:
+    assert prepare.main(["check", str(binary_masks(here, section, values))]) == 0
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{classes: [a, b], values: [0]}", "values must be 2 different numbers"),
+        ("{classes: [a, b], values: [3, 3]}", "values must be 2 different numbers"),
+        ("{classes: [a, b], values: [0, -1]}", "values must be 2 different numbers of 0..65535"),
+        ("{classes: [a, b], values: [0, 255], ignore: 255}", "ignore is 255, which .*values gives to a class"),
+        ("{classes: [a, b], values: x}", "values"),
+    ],
+)
+def test_wrong_values_are_explained(section: str, message: str, here: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare.main(["check", str(binary_masks(here, section))])
+
+
+def test_a_value_of_no_class_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare.main(["check", str(binary_masks(here, "{classes: [a, b], values: [0, 200]}", (0, 7)))]) == 1
+    assert "class id 7; allowed: 0, 200 and 255 (no label)" in capsys.readouterr().out
