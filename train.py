@@ -64,13 +64,9 @@ def validation_picture(
         prediction = predict_batch(network, image, dict.fromkeys(network.tasks, size), tasks=frames.tasks)
     panels = [("image", sample["image"].permute(1, 2, 0).numpy(), [])]
     for name, task in frames.tasks.items():
-        shown = prediction[name][0].cpu().numpy()
-        label = sample[name].numpy()
-        picture = task.draw(label)
-        rows = np.linspace(0, picture.shape[0] - 1, size[0]).round().astype(int)
-        columns = np.linspace(0, picture.shape[1] - 1, size[1]).round().astype(int)
-        panels.append((f"{name}, label", picture[rows][:, columns], []))
-        panels.append((f"{name}, predicted", task.draw(shown), task.legend(shown)))
+        (shown,), frame_size = task.arrays(prediction[name]), tuple(sample["size"].tolist())
+        panels.append((f"{name}, label", task.draw(sample[name].numpy(), frame_size, size), []))
+        panels.append((f"{name}, predicted", task.draw(shown, size), task.legend(shown)))
     return side_by_side(panels)
 
 

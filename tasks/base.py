@@ -178,20 +178,20 @@ class Task(ABC):
     # The loss. `loss_stride` lets maps be compared at some of their pixels only; other targets are taken whole.
 
     def thin(self, target: Target, pixels: Pixels) -> Target:
-        """The part of the target that this step compares."""
+        """The target at these pixels of the view; all of a target that is no map."""
         return target
 
     def sample(self, raw: Tensor, pixels: Pixels) -> Tensor:
-        """The part of the raw output that `loss` compares with `thin`'s target."""
+        """Raw output -> what `loss` compares with `thin`'s target."""
         return raw
 
+    @abstractmethod
     def weight(self, target: Target) -> float:
         """The weight that `loss` gives for this target, known before there is an output."""
-        return float(len(target))
 
     @abstractmethod
     def loss(self, raw: Tensor, target: Target) -> Loss:
-        """Raw output, target -> (sum, weight) as in loss.py; 0 when nothing is labeled."""
+        """`sample`d raw output, `thin`ned target -> (sum, weight) as in loss.py; both 0 when nothing is labeled."""
 
     @abstractmethod
     def decode(self, raw: Tensor, size: Size) -> Tensor:

@@ -85,9 +85,12 @@ class Spots(Task):
     def head(self, channels, strides):
         return SpotHead(channels, strides)
 
+    def weight(self, target):
+        return float(sum(not label.isnan().any() for label in target))
+
     def loss(self, raw, target):
         values = [raw[number].square().mean() for number, label in enumerate(target) if not label.isnan().any()]
-        return sum(values, start=raw.sum() * 0)
+        return sum(values, start=raw.sum() * 0), raw.new_tensor(self.weight(target))
 
     def decode(self, raw, size):
         scores, places = raw[:, 0].sigmoid().topk(5)

@@ -13,7 +13,7 @@ from list_task import Spots
 from PIL import Image
 
 from config import Config, make_config
-from dataset import Frames, Mixture, eval_loader, train_loader
+from dataset import Frames, Mixture, collate, eval_loader, train_loader
 from deploy.backends import Eager
 from deploy.predictor import Predictor, save_predictions
 from deploy.video import Smoother
@@ -24,6 +24,7 @@ from model import Network, build_network, predict_batch
 from sources.validate import check_folder
 from tasks import TASKS, Task, tasks_from_plain, tasks_to_plain
 from training.evaluation import Settings, accumulate, evaluate_folder, values_of
+from training.step import Training
 
 SECTIONS = {"segmentation": {"classes": ["a", "b", "c"]}, "depth": {"metres_per_unit": "0.001", "max": "8"}}
 SIZE = (100, 100)
@@ -92,10 +93,9 @@ def test_saved_predictions_read_back_as_labels(task, tmp_path):
 def test_without_a_label_nothing_is_learned_and_nothing_counted(task):
     raw = raw_of(task).detach().requires_grad_()
     target = task.collate([task.to_tensor(task.no_label(*SIZE))] * 2)
-    value = task.loss(raw, target)
-    value = value[0] if isinstance(value, tuple) else value
+    value, weight = task.loss(raw, target)
     value.backward()
-    assert value == 0 and not raw.grad.any()
+    assert value == weight == task.weight(target) == 0 and not raw.grad.any()
     metrics = task.metrics(Protocol())
     metrics.update(task.decode(raw.detach(), SIZE), target)
     assert metrics.compute() == {}
@@ -196,6 +196,23 @@ def test_batches_of_lists_for_training_and_evaluation(spotted):
     batches = [batch for group in eval_loader(val, SETTINGS) for batch in group]
     assert sorted(len(batch["spots"]) for batch in batches) == [1, 2, 2], "by the size of the frame, not of its list"
     assert sum(tuple(batch["size"][0].tolist()) == (64, 96) for batch in batches) == 1
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_lists_are_trained_beside_maps(spotted, stride):
+    """Frames of which nobody says where spots are add nothing to their loss; one without a spot counts."""
+    network, train, _ = spot_network(spotted)
+    settings = dataclasses.replace(SETTINGS, loss_stride=stride)
+    training = Training(network.train(), settings, torch.device("cpu"), torch.float32, 10)
+    mixture = Mixture([train], [1.0])
+    before = {name: value.clone() for name, value in network.heads.named_parameters()}
+    batch = collate([mixture[0, 0, index] for index in (0, 1, 5)], network.tasks)
+    losses = training.take_step([batch])
+    assert losses.keys() == {"spots", "depth"} and all(value > 0 for value in losses.values())
+    assert all(not torch.equal(value, before[name]) for name, value in network.heads.named_parameters())
+    network.eval()
+    alone = collate([mixture[0, 0, 5]], network.tasks)
+    assert training.take_step([alone]).keys() == {"depth"}
 
 
 def test_nobody_says_is_not_nothing_there(spotted):

@@ -84,7 +84,7 @@ class Labels(NamedTuple):
     """A group's labels in one batch."""
 
     frames: list[int]  # which frames of the batch
-    target: Tensor  # on the CPU
+    target: Target  # on the CPU
     weight: float  # of the target, see Task.weight
     importance: float  # 1, or config.teacher_weight
 
@@ -206,8 +206,7 @@ class Training:
             for group, frames in members.items():
                 own = self.network.domains[group.domain][task]
                 target = own.thin(batch[task], pixels)
-                if len(frames) < len(batch["image"]):
-                    target = own.pick(target, frames)
+                target = own.move(target if len(frames) == len(target) else own.pick(target, frames), Tensor.contiguous)
                 parts[group] = Labels(frames, target, own.weight(target), float(batch["weight"][frames[0], number]))
         return parts
 
@@ -247,7 +246,7 @@ class Training:
             own, raw = self.network.domains[group.domain][group.task], outputs[group.task]
             if len(frames) < len(images):
                 raw = raw[self.upload(torch.tensor(frames))]
-            total, _ = own.loss(own.sample(own.select(raw), pixels), self.upload(target))
+            total, _ = own.loss(own.sample(own.select(raw), pixels), own.move(target, self.upload))
             sums[group] += total.detach()
             # The mean over the group's labeled pixels of the whole step, weighted by the group's share of the task's
             # labeled frames: a sparsely labeled data set counts as its frames do.
@@ -269,11 +268,9 @@ class Training:
         else:
             self.scaler.scale(nothing).backward()
 
-    def upload(self, target: Target) -> Target:
+    def upload(self, tensor: Tensor) -> Tensor:
         """To the device, without waiting for it: a GPU copies pinned memory while it computes."""
-        if not isinstance(target, Tensor):
-            return [self.upload(label) for label in target]
-        pinned = target.contiguous().pin_memory() if self.device.type == "cuda" else target.contiguous()
+        pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
         return pinned.to(self.device, non_blocking=True)
 
     def update(self) -> None:
