@@ -49,7 +49,7 @@ class Config:
     # Tasks. One head each; a task without a weight here weighs 1.
     tasks: tuple[str, ...] = ("segmentation", "depth")
     loss_weights: dict[str, float] = field(default_factory=lambda: {"segmentation": 1.0, "depth": 1.0})
-    task_weighting: str = "fixed"  # fixed | uncertainty | dwa | upgrad, see weighting.py
+    task_weighting: str = "fixed"  # fixed | uncertainty | dwa | upgrad, see training/weighting.py
     segmentation_loss: str = "cross_entropy"  # cross_entropy (binary with two classes) | dice | cross_entropy+dice
     class_weights: str = "log"  # none | log: 1 / ln(1.02 + frequency), ENet (arXiv 1606.02147, section 5.2)
     depth_activation: str = "softplus"  # softplus | exp | abs: from the head's raw output to metres
@@ -63,7 +63,7 @@ class Config:
     crp_stages: int = 4  # chained residual pooling, refinenet only
     unet_upsampling: str = "bilinear"  # transposed (as with the encoder unet) | bilinear (unet_512); unet only
 
-    # Optimisation
+    # Optimization
     epochs: int = 20
     batch_size: int = 4
     accumulate: int = 1  # batches of one optimizer step; together they hold frames for every task

@@ -32,7 +32,7 @@ def count() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Whether this process writes and prints: rank 0."""
     return rank() == 0
 
 
@@ -80,7 +80,7 @@ def fresh_store() -> dist.Store:
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Barrier: returns when all processes have called it."""
     if count() > 1:
         dist.barrier()
 
@@ -115,7 +115,7 @@ def reduced(tensor: Tensor, how: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
 
 
 def as_in_main(module: nn.Module) -> None:
-    """Gives the module the values that it has in the main process."""
+    """Broadcasts the module's parameters and buffers from rank 0."""
     if count() > 1:
         for value in module.state_dict().values():
             dist.broadcast(value, 0)

@@ -414,6 +414,12 @@ def test_depth_begins_at_the_mean_of_the_training_depth(rooms_folder, activation
     assert Depth().first_output([]) is None and Depth().first_output([np.zeros((3, 4), np.float32)]) is None
 
 
+def test_a_run_begins_at_the_mean_depth(rooms_folder, tmp_path):
+    train.train(settings(rooms_folder, epochs=1, lr_encoder=0, lr_decoder=0), tmp_path)
+    heads = load_network(tmp_path / "best.pt").heads
+    assert heads["depth"][-1].bias > 1 and not heads["segmentation"][-1].bias.any()
+
+
 def test_malloc_is_left_alone_beside_a_gpu(monkeypatch):
     called = []
     monkeypatch.setattr(

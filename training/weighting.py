@@ -1,7 +1,7 @@
 """Task weightings: how the losses of the tasks become one update.
 
-A batch brings the losses of those tasks for which it has labels. A task that is absent neither changes the update
-nor its own weight.
+A batch has losses for those tasks for which it has labels. An absent task changes neither the update nor its own
+weight.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from config import near
 class Weighting(nn.Module):
     """The sum of w_t L_t, with the given weights w_t; a task without one weighs 1.
 
-    The others build on it. What they learn is in their `parameters()`, which the optimizer must hold without weight
-    decay, and in their `state_dict()`.
+    Base class of the others. Their `parameters()` belong into the optimizer, without weight decay; `state_dict()` is
+    their part of a checkpoint.
     """
 
     def __init__(self, tasks: Sequence[str], weights: Mapping[str, float]) -> None:
@@ -35,9 +35,9 @@ class Weighting(nn.Module):
     ) -> None:
         """Adds the gradients of `losses` ({task: scalar}, possibly none) to those that the parameters hold.
 
-        `shared`: the maps (B, C, h, w) that heads read. `scale` goes from a loss to what is differentiated: the
-        gradient scaler. `portions`, where a step is split over batches and `losses` are parts that add up to the
-        step's losses: which part of the task's labels is in this batch, in all 1; without it, all of them.
+        `shared`: the maps (B, C, h, w) that heads read. `scale` is applied to a loss before it is differentiated: the
+        gradient scaler. `portions` {task: fraction of the step's labeled frames in this micro-batch}: those of a step
+        sum to 1, and so do the micro-batches' `losses` to the step's. None: this batch is the whole step.
         """
         if losses:
             scale(self.total(losses, portions)).backward()
@@ -48,7 +48,7 @@ class Weighting(nn.Module):
         return sum(multipliers[task] * value for task, value in losses.items())
 
     def multipliers(self) -> Mapping[str, float | Tensor]:
-        """{task: what its loss is multiplied with}, on the device, without waiting for it."""
+        """{task: factor on its loss}, on the device, without waiting for it."""
         return self.weights
 
     @torch.no_grad()
@@ -57,7 +57,7 @@ class Weighting(nn.Module):
         return {task: float(value) for task, value in self.multipliers().items()}
 
     def end_epoch(self, means: Mapping[str, float]) -> None:
-        """Takes the mean loss of each task that had labels in the epoch."""
+        """Receives the mean loss of each task that had labels in the epoch."""
 
 
 class Uncertainty(Weighting):
@@ -205,7 +205,7 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
 
 
 def build_weighting(name: str, tasks: Sequence[str], weights: Mapping[str, float]) -> Weighting:
-    """The weighting that is called `name`. Raises ValueError in one line."""
+    """The weighting called `name`. Raises ValueError for an unknown name."""
     if name not in WEIGHTINGS:
         hint = f"allowed: {', '.join(WEIGHTINGS)}{near(name, WEIGHTINGS)}"
         raise ValueError(f"task_weighting is {name!r}; {hint}")
