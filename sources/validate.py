@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import cv2
 import numpy as np
 
 from config import Config, near
-from drawing import side_by_side
+from drawing import letterbox, side_by_side
 from folders import Folder, Frame, make_tasks, parse_line, read_folder
 from images import read_image, write_png
 from sources.parallel import in_threads
@@ -25,6 +24,7 @@ from tasks import Task
 EXAMPLES = 3  # of each kind of fault
 TILES = 12  # frames of the mosaic
 PANEL_WIDTH = 400  # pixels of a picture in the mosaic
+GRAY = 235  # where a picture does not fill its panel
 
 Item = TypeVar("Item")
 
@@ -188,17 +188,6 @@ def spread(groups: Sequence[Sequence[Item]], count: int) -> list[Item]:
     ]
 
 
-def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """picture (H, W, 3) as large as it fits into (height, width, 3), on grey."""
-    scale = min(height / picture.shape[0], width / picture.shape[1])
-    size = (max(1, min(width, round(picture.shape[1] * scale))), max(1, min(height, round(picture.shape[0] * scale))))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
-    sheet = np.full((height, width, 3), 235, np.uint8)
-    top, left = (height - size[1]) // 2, (width - size[0]) // 2
-    sheet[top : top + size[1], left : left + size[0]] = small
-    return sheet
-
-
 def mosaic(frames: Sequence[tuple[str, Frame]], folder: Folder, tasks: Mapping[str, Task]) -> np.ndarray:
     """(split, frame) pairs as rows of image and labels -> (H, W, 3) uint8."""
     tiles, height = [], 0
@@ -207,14 +196,15 @@ def mosaic(frames: Sequence[tuple[str, Frame]], folder: Folder, tasks: Mapping[s
         proportional = round(PANEL_WIDTH * image.shape[0] / image.shape[1])
         height = height or min(PANEL_WIDTH, max(PANEL_WIDTH // 8, proportional))
         name = f"{split}: {frame.image.name}"
-        panels = [(name if len(name) <= 44 else f"{name[:20]}...{name[-21:]}", fit(image, height, PANEL_WIDTH), [])]
+        title = name if len(name) <= 44 else f"{name[:20]}...{name[-21:]}"
+        panels = [(title, letterbox(image, height, PANEL_WIDTH, GRAY), [])]
         for name, task in tasks.items():
             if name not in frame.labels:
-                panels.append((f"no {name} label", np.full((height, PANEL_WIDTH, 3), 235, np.uint8), []))
+                panels.append((f"no {name} label", np.full((height, PANEL_WIDTH, 3), GRAY, np.uint8), []))
                 continue
             size, path, section = image.shape[:2], frame.labels[name], folder.sections[name]
             label = task.at_size(task.read(path, section), size, section, path)
-            picture = fit(task.draw(label, size), height, PANEL_WIDTH)
+            picture = letterbox(task.draw(label, size), height, PANEL_WIDTH, GRAY)
             panels.append((name, picture, task.legend(label)[:8]))
         tiles.append(side_by_side(panels))
     across, gap = max(1, 6 // (1 + len(tasks))), 16

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import loss
 from config import Config, convert, near
-from drawing import bars, class_palette, confusion
+from drawing import bars, class_palette, confusion, palette_of
 from geometry import argmax_resized, resize_raw
 from images import read_label, row_parts, write_png
 from metrics import Protocol, SegmentationMetrics
@@ -266,9 +266,7 @@ class Segmentation(DenseTask):
     @property
     def palette(self) -> np.ndarray:
         """(256, 3) uint8; black where there is no class."""
-        palette = np.zeros((256, 3), np.uint8)
-        palette[: len(self.colors)] = self.colors
-        return palette
+        return palette_of(self.colors)
 
     def paint(self, prediction: np.ndarray) -> np.ndarray:
         return cv2.applyColorMap(prediction.astype(np.uint8), self.palette[:, None])
