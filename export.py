@@ -19,6 +19,7 @@ The file appears under its name after it has passed the check: a file that was t
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from folders import read_folder, read_list
 from geometry import resize_image
 from images import SAMPLE, find_images, read_image
 from metrics import Protocol
-from model import LEAST_SIDE, Network, load_network, tasks_of
+from model import LEAST_SIDE, Network, load_network, mixed_domains, tasks_of
 from tasks import Task
 from training.evaluation import Settings, evaluate_folder, pick_tasks
 from utils import run, setup_cpu
@@ -174,6 +175,8 @@ def main() -> None:
     output = output_path(arguments, path, suffix)
     network = load_network(path)
     tasks = tasks_of(network, arguments.domain, path)
+    if warning := mixed_domains(network, arguments.domain):
+        print(f"warning: {warning}", file=sys.stderr)
     batch = arguments.batch if arguments.batch is not None else int(arguments.format == "aotinductor")
     signature = make_signature(
         network, tasks, arguments.input == "bytes", arguments.outputs == "units", arguments.size, batch, arguments.int8

@@ -18,6 +18,7 @@ NAME.json has the class names and the unit of the depth (metres_per_unit). In pr
 from __future__ import annotations
 
 import argparse
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from deploy.image_folder import Job, expand_patterns, find_inputs, make_jobs, pr
 from deploy.predictor import Predictor
 from deploy.video import VIEWS, is_video, predict_video, video_name
 from images import SAMPLE
+from model import mixed_domains
 from utils import printable, run, setup_cpu
 
 __all__ = ["Predictor"]  # `from inference import Predictor`
@@ -122,6 +124,8 @@ def main() -> int:
     predictor = Predictor(
         path, arguments.backend, arguments.device, arguments.precision, arguments.domain, arguments.mirror, few
     )
+    if distributed.is_main() and (warning := mixed_domains(predictor.backend, arguments.domain)):
+        print(f"warning: {warning}", file=sys.stderr)
     backend = predictor.backend
     about = f"{path} ({', '.join(predictor.tasks)}) in {backend.name} on {backend.computes_on}"
     if videos:
