@@ -8,7 +8,7 @@ from torch import Tensor
 
 from config import Config
 from drawing import class_palette
-from tasks import CLASS_LISTS, Depth, Normals, Segmentation, Task
+from tasks import CLASS_LISTS, NO_CLASS, Depth, Normals, Segmentation, Task
 
 Published = tuple[Config, dict[str, Task], dict[str, dict[str, Task]], dict[str, Tensor]]
 
@@ -17,18 +17,24 @@ def read_published(weights: object, path: Path) -> Published:
     """The `state_dict` of a published .ckpt (repository DrSleep/multi-task-refinenet) ->
     settings, tasks, those of each data set when it was trained on both, and weights by our names.
 
-    The outputs are used as the published code does: cubic upsampling, |depth| in metres, no resizing of the image.
+    The outputs are used as the published code does: cubic upsampling, |depth| in metres. Images are brought to the
+    size of the frames of the training: 640 pixels for NYUDv2, 1216 for KITTI, as they are when it was trained on both.
     """
     if not isinstance(weights, dict) or not {"segm.weight", "depth.weight"} <= {
         str(name).removeprefix("module.") for name in weights
     }:
         raise ValueError(f"{path}: neither a checkpoint of this project nor one of the paper's authors")
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
+        raise ValueError(f"{path}: its state_dict holds more than named tensors")
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    classes = len(weights["segm.weight"])
+    shape = tuple(weights["segm.weight"].shape)
+    if len(shape) != 4 or not 1 <= shape[0] <= NO_CLASS:
+        raise ValueError(f"{path}: segm.weight has shape {shape}; it takes (1 to {NO_CLASS} classes, channels, 3, 3)")
+    classes = shape[0]
     nyu, kitti = CLASS_LISTS["nyu40"], tuple(f"kitti_{number}" for number in range(6))
     known = {40: nyu, 6: kitti, 46: nyu + kitti}
     names = known.get(classes, tuple(f"class_{number}" for number in range(classes)))
-    # Colour index: class + 1 on NYUDv2, class on KITTI.
+    # Color index: class + 1 on NYUDv2, class on KITTI.
     palette = class_palette()
     colors = palette[:classes] if classes == 6 else palette[1 : classes + 1]
     tasks: dict[str, Task] = {
@@ -48,12 +54,20 @@ def read_published(weights: object, path: Path) -> Published:
                 "segmentation": Segmentation("bicubic", own_names, own_colors, outputs=tuple(outputs)),
                 "depth": Depth("bicubic", max_m=max_m, activation="abs"),
             }
-    config = Config(encoder="mobilenetv2_paper", long_side=0, tasks=tuple(tasks))
+    long_side = {46: 0, 6: 1216}.get(classes, 640)
+    config = Config(encoder="mobilenetv2_paper", long_side=long_side, tasks=tuple(tasks))
     return config, tasks, domains, {published_name(name): value for name, value in weights.items()}
 
 
 def published_name(name: str) -> str:
-    """The name in `Network` of a tensor of the authors' checkpoints."""
+    """The name in `Network` of a tensor of the authors' checkpoints; another name stays."""
+    try:
+        return _renamed(name)
+    except (ValueError, IndexError):  # such as crpX without a number
+        return name
+
+
+def _renamed(name: str) -> str:
     part, _, rest = name.partition(".")
     heads = {"segm": "segmentation", "depth": "depth", "normal": "normals"}
     if part.startswith("layer"):

@@ -8,7 +8,7 @@ Shapes: a *label* is what a file gives, numpy (H, W) or (H, W, 3); a *target* is
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -52,6 +52,15 @@ class Task(ABC):
     def section(self) -> dict[str, object]:
         """The section, in plain types, that describes the files that `save` writes."""
         return {}
+
+    def check_fields(self) -> None:
+        """Raises ValueError for values that no data set and no settings lead to: checkpoints may hold anything."""
+        check_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
+
+    def check_part_of(self, head: Task) -> None:
+        """Raises ValueError unless `select` can take this task's outputs from those of the head."""
+        if self.channels != head.channels:
+            raise ValueError(f"{self.name}: it has {self.channels} outputs, its head {head.channels}")
 
     @classmethod
     def join(cls, tasks: Mapping[str, Task], merge: bool) -> tuple[Task, dict[str, Task]]:
@@ -159,6 +168,11 @@ class Task(ABC):
     @abstractmethod
     def save(self, prediction: np.ndarray, path: Path) -> None:
         """Writes the values to a PNG that `read` reads back."""
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r:.60}{near(str(value), allowed)}; allowed: {', '.join(allowed)}")
 
 
 def check_keys(section: object, known: set[str], where: str) -> None:
