@@ -13,7 +13,7 @@ import difflib
 import json
 import math
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -291,6 +291,58 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings]
             raise ValueError(f"unknown argument {unknown[0]!r}{near(unknown[0].partition('=')[0], flags)}")
         return result
+
+
+def number(
+    kind: type[int] | type[float],
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> Callable[[str], int | float]:
+    """An argparse type: a whole number (int) or a number (float) in a range; `above` and `below` leave out the end."""
+    limits = {"at least": least, "above": above, "at most": most, "below": below}
+    allowed = " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if math.isfinite(limit))
+
+    def read(text: str) -> int | float:
+        try:
+            value = convert(text, kind, "it")
+        except ValueError:
+            value = math.nan
+        if not (least <= value <= most and above < value < below):
+            raise argparse.ArgumentTypeError(f"got {text!r}; it takes {_NAMES[kind]}{', ' if allowed else ''}{allowed}")
+        return value
+
+    return read
+
+
+positive_int = number(int, least=1)
+fraction = number(float, least=0, most=1)
+
+
+def width_and_height(least: int, most: int) -> Callable[[str], tuple[int, int]]:
+    """An argparse type: WIDTHxHEIGHT in pixels, each in a range -> (height, width)."""
+
+    def read(text: str) -> tuple[int, int]:
+        sides = text.lower().split("x")
+        try:
+            width, height = (convert(side, int, "it") for side in sides)
+        except ValueError:
+            width = height = -1
+        if not all(least <= side <= most for side in (width, height)):
+            raise argparse.ArgumentTypeError(
+                f"got {text!r}; it takes WIDTHxHEIGHT, such as 640x480, each at least {least} and at most {most}"
+            )
+        return height, width
+
+    return read
+
+
+def refuse(parser: Parser, arguments: argparse.Namespace, names: Iterable[str], reason: str) -> None:
+    """Raises ValueError for the first of these options that is not at its default: it would do nothing."""
+    for name in names:
+        if getattr(arguments, name) != parser.get_default(name):
+            raise ValueError(f"--{name} {reason}")
 
 
 def add_settings(parser: Parser) -> None:
