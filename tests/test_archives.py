@@ -131,3 +131,13 @@ def test_source_reads_folders_and_archives_alike(here: Path) -> None:
             assert (here / "copy" / path.name).read_bytes() == b"two"
             with pytest.raises(ValueError, match=rf"{path.name}: it has 3\.csv and a/1\.txt; give the one"):
                 source.find(r"\d\.\w+")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compression_that_unpacks_at_once_is_refused(compression: int, here: Path) -> None:
+    write_zip(here / "a.zip", {"a.png": bytes(10_000)}, compression)
+    with Source(here / "a.zip") as source:
+        member = source.find(r"a\.png")[()]
+        with pytest.raises(ValueError, match=r"a\.zip: .*a\.png is compressed by (bzip2|lzma); stored and deflated"):
+            member.copy(here / "copy.png")
+    only_holds(here, "a.zip")
