@@ -175,6 +175,31 @@ def test_without_a_network_the_download_says_what_to_do(monkeypatch, tmp_path):
         build_encoder("resnet18", "imagenet")
 
 
+def test_what_timm_says_is_not_swallowed(monkeypatch):
+    import timm
+
+    with pytest.raises(ValueError, match="as decoders need; it has 16, 16, 16"):
+        build_encoder("vit_tiny_patch16_224")
+
+    real = timm.create_model
+
+    def odd(name: str, out_indices: tuple[int, ...] | None = None, **options: object) -> torch.nn.Module:
+        if broken == "features" or out_indices is not None:
+            raise RuntimeError("odd\nweights")
+        return real(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", odd)
+    broken = "features"
+    with pytest.raises(ValueError, match="as decoders need; timm says: odd weights"):
+        build_encoder("resnet18")
+    broken = "network"
+    with pytest.raises(RuntimeError, match="odd"):  # nothing was to be downloaded: it is no user's mistake
+        build_encoder("resnet18")
+    monkeypatch.setattr("networks.encoders._give_up_early_without_network", lambda: None)
+    with pytest.raises(ValueError, match=r"no imagenet weights of resnet18 \(RuntimeError: odd weights\)"):
+        build_encoder("resnet18", "imagenet")
+
+
 def test_frozen_batch_norm_does_not_move():
     network = build_network(settings("resnet18", decoder_width=16), tasks()).train()
     freeze_batch_norm(network)
