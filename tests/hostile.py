@@ -458,7 +458,7 @@ def checkpoints(good: Path) -> Iterator[tuple[str, str, bytes | dict[str, object
         ("meta", lambda w: w.to("meta")),
     ):  # fmt: skip
         yield "wrong content", f"{name}_weights.pt", {**content, "network": {**network, first: change(network[first])}}
-    thin = {key: torch.zeros(1, dtype=value.dtype).expand(value.shape) for key, value in network.items()}
+    thin = {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in network.items()}
     yield "wrong content", "weights_said_once.pt", {**content, "network": thin}
     yield "wrong content", "huge_encoder.pt", {**content, "config": {**config, "encoder": "convnextv2_huge"}}
     other_classes = {**tasks, "segmentation": {**tasks["segmentation"], "classes": classes}}
