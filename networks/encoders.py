@@ -161,8 +161,7 @@ class TimmEncoder(nn.Module):
         if not timm.is_model(name):
             known = [*ENCODERS, *timm.list_models()]
             raise ValueError(f"encoder: unknown name {name!r}{near(name, known)}; timm.list_models() lists them")
-        with ShapesOnly():
-            info, reason = feature_info(name)
+        info, reason = feature_info(name)
         indices = [i for i, stride in enumerate(info.reduction()) if stride >= finest_stride] if info else []
         self.strides = tuple(info.reduction()[i] for i in indices)
         if tuple(stride for stride in self.strides if stride >= 4) != (4, 8, 16, 32):
