@@ -7,16 +7,17 @@ import pickle
 import shutil
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from utils import whole_file
 
 CHECKPOINT_FORMAT = "joint-segmentation-depth"
-
-
 CHECKPOINT_VERSION = 1
+MOST_VALUES = 100_000  # names and numbers in the settings of a checkpoint
 
 
 def save_checkpoint(path: Path, content: dict[str, object]) -> None:
@@ -47,6 +48,20 @@ def check_sha256(path: Path, expected: str) -> None:
         raise ValueError(f"--sha256: {path} has {found}, which is not the given one: it is another file, or damaged")
 
 
+class NotStored(Exception):
+    """The file says that it holds more than it does."""
+
+
+def check_archive(path: Path) -> None:
+    """Raises ValueError for wrong check sums, which torch does not look at, and NotStored for what would be inflated:
+    torch itself stores tensors as they are."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise NotStored("its members are compressed, which those of torch.save are not")
+        if archive.testzip():
+            raise ValueError(f"{path}: not a checkpoint, or damaged")
+
+
 def read_torch_file(path: Path) -> object:
     """A file of torch.save, on the CPU. Code in it is never run. Raises FileNotFoundError or ValueError."""
     if path.is_dir():
@@ -56,10 +71,11 @@ def read_torch_file(path: Path) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # torch does not look at the check sums of the archive.
-            if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():
-                raise ValueError(f"{path}: not a checkpoint, or damaged")
+            if zipfile.is_zipfile(path):
+                check_archive(path)
             return torch.load(path, map_location="cpu", weights_only=True)
+    except NotStored as problem:
+        raise ValueError(f"{path}: {problem}") from None
     except pickle.UnpicklingError as problem:
         # torch's words for a file that names functions or classes, which weights never need.
         if "global" in str(problem).lower():
@@ -84,7 +100,66 @@ def read_checkpoint(path: Path) -> dict[str, object]:
     missing = {"config", "tasks", "network", "metrics", "step"} - content.keys()
     if missing:
         raise ValueError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
+    for name in ("config", "tasks", "domains"):
+        check_plain(content.get(name, {}), f"{path}: {name}")
     return content
+
+
+def check_plain(value: object, where: str) -> None:
+    """Raises ValueError unless it is a table of plain types, of at most MOST_VALUES values in all.
+
+    Lists that share their items can say far more than the file holds, and error messages repeat what they got.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is of type {type(value).__name__}; it takes a table")
+    count, open_values = 0, [value]
+    while open_values:
+        item = open_values.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise ValueError(f"{where} holds more than {MOST_VALUES:,} values")
+        if isinstance(item, dict):
+            open_values += item.keys()
+        if isinstance(item, dict | list | tuple):
+            open_values += item.values() if isinstance(item, dict) else item
+        elif not isinstance(item, str | int | float | bool | None):
+            raise ValueError(f"{where} holds a value of type {type(item).__name__}; it takes plain types")
+
+
+def check_weights(weights: object, wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Those of the named tensors that the network wants (its state_dict; shapes and types are enough).
+
+    Raises ValueError that names a tensor which is missing, of another shape or kind, not finite, or larger than the
+    file: `expand`ed tensors repeat what is stored once.
+    """
+    if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+        raise ValueError(f"{path}: its weights are not named tensors")
+    # Counters of batch norm are absent in weights from before torch 0.4.1 and of no use here.
+    missing = [name for name in wanted if name not in weights and not name.endswith("num_batches_tracked")]
+    missing += [name for name in wanted if not isinstance(weights.get(name, wanted[name]), Tensor)]
+    if missing:
+        raise ValueError(
+            f"{path}: {len(missing)} of {len(wanted)} tensors of this network are not in it, e.g. {missing[0]}"
+        )
+    chosen = {name: weights[name] for name in wanted if name in weights}
+    for name, tensor in chosen.items():
+        need = wanted[name]
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.device.type != "cpu":
+            raise ValueError(
+                f"{path}: {name} is {tensor.layout} on {tensor.device}; weights are dense tensors of numbers"
+            )
+        if tensor.shape != need.shape:
+            got = tuple(tensor.shape)
+            raise ValueError(f"{path}: {name} has shape {got}, this network needs {tuple(need.shape)}")
+        if tensor.is_complex() or tensor.is_floating_point() != need.is_floating_point():
+            raise ValueError(f"{path}: {name} is {tensor.dtype}, this network needs {need.dtype}")
+    claimed, stored = sum(tensor.numel() * tensor.element_size() for tensor in chosen.values()), path.stat().st_size
+    if claimed > stored:
+        raise ValueError(f"{path}: its tensors take {claimed:,} bytes, but the file has {stored:,}")
+    for name, tensor in chosen.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} holds NaN or infinite weights")
+    return chosen
 
 
 def newest_checkpoint(runs: Path = Path("runs")) -> Path:

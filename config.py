@@ -106,6 +106,7 @@ CHOICES = {
     "schedule": ("poly", "cosine", "constant"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
 }
+MOST_YAML_BYTES = 2**20
 AT_LEAST = {
     "long_side": 0, "workers": 0, "rotation": 0, "color": 0, "decoder_width": 1, "crp_stages": 1, "epochs": 1,
     "batch_size": 1, "accumulate": 1, "lr_encoder": 0, "lr_decoder": 0, "momentum": 0, "weight_decay": 0,
@@ -248,12 +249,23 @@ def read_yaml(path: Path) -> dict[str, object]:
     a word is wanted, and `010` ten. Tags and aliases are refused: nothing from a file is executed or multiplied.
     Raises FileNotFoundError, or ValueError with file and line.
     """
+    return parse_yaml(read_text(path, MOST_YAML_BYTES), path)
+
+
+def read_text(path: Path, most_bytes: int) -> str:
+    """A UTF-8 text file. Raises FileNotFoundError for what is no regular file, such as a pipe or a device, which may
+    have no end, and ValueError for more than `most_bytes` or another encoding; both name the file."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        what = "not a regular file" if path.exists() else "no such file"
+        raise FileNotFoundError(f"{path}: {what}")
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"{path}: more than {most_bytes:,} bytes, the most that is read of such a file")
     try:
-        return parse_yaml(path.read_text(encoding="utf-8-sig"), path)
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        raise ValueError(f"{path}: not readable as YAML: {problem}") from None
+        raise ValueError(f"{path}: not a UTF-8 text file ({problem.reason} at byte {problem.start:,})") from None
 
 
 def parse_yaml(text: str, path: Path) -> dict[str, object]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from config import Config, convert, near, read_yaml
+from config import Config, convert, near, read_text, read_yaml
 from tasks import TASKS, Task
 from tasks.base import check_keys
 
+MOST_FRAMES, MOST_LIST_BYTES = 2**18, 2**27  # of a list file; the largest of the public data sets have 10^5 frames
 TEACHER_FILE = "teacher.yaml"  # beside a teacher's label files: who it was, and its settings
 
 # The public NYUDv2 archive has no dataset.yaml; this is what it would say.
@@ -116,24 +117,20 @@ def teacher_file(folder: Folder, image: Path, teacher_labels: str, task: str) ->
     return folder.root / teacher_labels / task / inside.with_name(f"{inside.name}{TASKS[task].suffix}")
 
 
-def read_list(folder: Folder, split: str, teacher_labels: str = "") -> list[Frame]:
+def read_list(folder: Folder, split: str, teacher_labels: str = "", check_files: bool = True) -> list[Frame]:
     """The frames of a split, in order; a label of a teacher stands in where a frame has no other.
 
-    Raises ValueError with list file and line, also for a missing file.
+    Raises ValueError with list file and line; also for a missing file, unless `check_files` is False.
     """
     if split not in folder.splits:
         raise ValueError(
             f"{folder.root}: no split {split!r}{near(split, folder.splits)}; it has: {', '.join(folder.splits)}"
         )
     path = folder.root / folder.splits[split]
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such list file (split {split!r})")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a UTF-8 text file") from None
-    frames = [parse_line(folder, f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-    for frame in frames:
+    frames = [parse_line(folder, f"{path}:{number}", line) for number, line in list_lines(path)]
+    for frame in frames if check_files else ():
         for column, file in {"image": frame.image, **frame.labels}.items():
             if not file.is_file():
                 raise FileNotFoundError(f"{frame.where}: {column} {file} is missing")
@@ -146,6 +143,17 @@ def read_list(folder: Folder, split: str, teacher_labels: str = "") -> list[Fram
                 if file.is_file():
                     frame.taught[task] = file
     return frames
+
+
+def list_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, text) of each line of a list file that is not empty.
+
+    Raises FileNotFoundError or ValueError: at most MOST_FRAMES lines and MOST_LIST_BYTES are read.
+    """
+    lines = read_text(path, MOST_LIST_BYTES).splitlines()
+    if len(lines) > MOST_FRAMES:
+        raise ValueError(f"{path}: {len(lines):,} lines; at most {MOST_FRAMES:,} are read")
+    yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def parse_line(folder: Folder, where: str, line: str) -> Frame:

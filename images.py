@@ -1,4 +1,4 @@
-"""Image files and pictures: reading what people have, writing, colors, panels side by side."""
+"""Image files: reading what people have (bounded formats, sizes and memory), and writing PNG and JPEG."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def find_images(source: Path, output: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """What Pillow raises in here becomes a ValueError that says what is wrong with the file."""
+    """Turns the errors of Pillow into ValueError that names the file and says what is wrong with it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower
@@ -176,6 +176,3 @@ def read_image(path: str | Path) -> np.ndarray:
 def read_label(path: Path) -> np.ndarray:
     """A label file as it is stored: (H, W) integers (indices of a palette image), or (H, W, 3)."""
     return np.array(open_image(path))
-
-
-# ---------------------------------------------------------------------------------------------- pictures

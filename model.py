@@ -13,13 +13,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from checkpoints import CHECKPOINT_FORMAT, CHECKPOINT_VERSION, read_checkpoint, read_torch_file
+from checkpoints import (
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_VERSION,
+    check_plain,
+    check_weights,
+    read_checkpoint,
+    read_torch_file,
+)
 from config import Config, make_config, near, read_json
 from geometry import LEAST_SIDE, resize_raw
 from networks.decoders import DECODERS, build_decoder
-from networks.encoders import build_encoder, load_matching, read_weights
+from networks.encoders import ShapesOnly, build_encoder, read_weights
 from networks.paper_checkpoints import read_published
-from tasks import CLASS_LISTS, Task, tasks_from_plain
+from tasks import CLASS_LISTS, Task, check_parts, tasks_from_plain
 
 # ---------------------------------------------------------------------------------------------- network
 
@@ -188,23 +195,45 @@ def read_safetensors(path: Path) -> dict[str, object]:
         content = {}
     if not {"version", "config", "tasks"} <= content.keys():
         raise ValueError(f"{path}: its settings are damaged")
+    for name in ("config", "tasks", "domains"):
+        check_plain(content.get(name, {}), f"{path}: {name}")
     if (version := content["version"]) != CHECKPOINT_VERSION:
         raise ValueError(f"{path}: checkpoint version {version!r}, but this code reads {CHECKPOINT_VERSION}: update it")
     return {**content, "network": weights}
 
 
 def network_from_checkpoint(content: Mapping[str, object], path: Path) -> Network:
-    """The network of a checkpoint's content (`utils.read_checkpoint`), in eval mode."""
+    """The network of a checkpoint's content (`read_checkpoint`), in eval mode."""
     try:
         config = make_config(content["config"], str(path))
         tasks = tasks_from_plain(content["tasks"])
         domains = {name: tasks_from_plain(own) for name, own in content.get("domains", {}).items()}
-        network = build_network(config, tasks, domains, load_encoder=False)
-    except (ValueError, AttributeError, TypeError) as problem:
+        return network_with(config, tasks, domains, content["network"], path)
+    except (AttributeError, TypeError) as problem:
         raise ValueError(f"{path}: its settings do not fit this code: {problem}") from None
-    if not isinstance(content["network"], dict):
-        raise ValueError(f"{path}: its weights are not named tensors")
-    load_matching(network, content["network"], path)
+    except ValueError as problem:
+        if str(problem).startswith(f"{path}: "):
+            raise
+        raise ValueError(f"{path}: its settings do not fit this code: {problem}") from None
+
+
+def network_with(
+    config: Config,
+    tasks: Mapping[str, Task],
+    domains: Mapping[str, Mapping[str, Task]],
+    weights: object,
+    path: Path,
+) -> Network:
+    """The network with these weights of a file, in eval mode. Raises ValueError.
+
+    Shapes are compared before memory is taken: a file of some kilobytes may name the largest encoder.
+    """
+    check_parts(tasks, domains)
+    with ShapesOnly():
+        wanted = build_network(config, tasks, domains, load_encoder=False).state_dict()
+    chosen = check_weights(weights, wanted, path)
+    network = build_network(config, tasks, domains, load_encoder=False)
+    network.load_state_dict(chosen, strict=False)
     return network.eval()
 
 

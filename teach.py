@@ -1,22 +1,22 @@
-"""Labels frames with a teacher: a network's predictions become label files that a training can use.
+"""Distillation labels: a teacher network's predictions become label files that a training can use.
 
     python teach.py --teacher runs/big/best.pt --data dataset/nyud_depth --task segmentation
     python teach.py --teacher ExpNYUD_joint.ckpt --data dataset/redkitchen --task segmentation --threshold 0.8
     python teach.py --teacher model.onnx --data FOLDER --task depth     # described by model.yaml, see model/README.md
     python train.py --data dataset/nyud=1,dataset/nyud_depth=1 --teacher_labels taught --teacher_weight 0.5
 
-Only training frames without a label of that task get one. Pixels of which the teacher is not sure get no label. The
-files go to FOLDER/taught/TASK/, with teacher.yaml that says who made them and how; the data set itself stays as it is.
-It can be stopped and run again: frames that are done are left out.
+Only frames without a label of that task get one, and only those that are in no other split of the data set. Pixels of
+which the teacher is not sure get no label. The files go to FOLDER/taught/TASK/, with teacher.yaml that says who made
+them and how; the data set itself stays as it is. Stop it and run it again: frames that are done are left out.
 
 Hard distillation for asymmetric annotations: Nekrasov et al., arXiv 1809.04766, section III-B.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import openmp  # noqa: F401 - before torch
@@ -28,17 +28,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from config import Parser, convert, near, parse_yaml, read_yaml
+from checkpoints import file_sha256
+from config import Parser, convert, fraction, near, parse_yaml, read_yaml
+from config import number as in_range
 from dataset import group_by_shape
 from folders import TEACHER_FILE, Folder, Frame, read_folder, read_list, teacher_file
 from geometry import fitted_size, resize_image
 from images import read_image
 from model import Network, load_network, tasks_of
-from tasks import TASKS
+from tasks import TASKS, Task
 from tasks.base import check_keys
 from utils import autocast, pick_device, pick_precision, run, setup_cpu, whole_file
 
-NEVER_TAUGHT = ("val", "test")  # splits whose frames a training is judged by
+LARGEST_SIDE = 8192  # pixels of an ONNX teacher's input
 
 
 # ---------------------------------------------------------------------------------------------- teachers
@@ -92,6 +94,8 @@ class OnnxTeacher:
         if self.values not in ("raw", "probabilities"):
             raise ValueError(f"{where}: values is {self.values!r}; allowed: raw, probabilities")
         self.fixed = convert(values["size"], tuple[int, int], f"{where}: size") if "size" in values else None
+        if self.fixed and not all(1 <= side <= LARGEST_SIDE for side in self.fixed):
+            raise ValueError(f"{where}: size is {self.fixed}; height and width take 1 to {LARGEST_SIDE}")
         try:
             # onnxruntime has error classes of its own for each way in which a file is not a model.
             self.session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
@@ -149,22 +153,30 @@ class Unlabelled(Dataset):
 def frames_to_teach(folder: Folder, split: str, task: str) -> list[Frame]:
     """The frames of a split that have no label of the task.
 
-    Raises ValueError for a split that a training is judged by, and for a frame of one in this split.
+    Raises ValueError for a frame that is in another split as well: a training may be judged by it.
     """
-    if split in NEVER_TAUGHT:
-        raise ValueError(f"--split: frames of {split!r} are what a training is judged by; a teacher labels others")
     frames = read_list(folder, split)
     known = {frame.image.resolve(): frame for frame in frames}
-    for other in NEVER_TAUGHT:
-        for frame in read_list(folder, other) if other in folder.splits else ():
+    for other in folder.splits:
+        for frame in read_list(folder, other, check_files=False) if other != split else ():
             if frame.image.resolve() in known:
                 raise ValueError(f"{frame.where}: {frame.image} is a frame of {other!r} and of {split!r} as well")
     source = folder.derived.get(task)
     return [frame for frame in frames if task not in frame.labels and source not in frame.labels]
 
 
-def settle(path: Path, record: Mapping[str, object]) -> None:
-    """Writes who the teacher is, or checks that the labels that are there are the same teacher's."""
+def label_files(folder: Folder, frames: Sequence[Frame], name: str, task: str) -> list[Path]:
+    """Where the labels of the frames go. Raises ValueError where links would lead out of the data set's folder."""
+    files = [teacher_file(folder, frame.image, name, task) for frame in frames]
+    root = folder.root.resolve()
+    for parent in {folder.root / name / task, *(file.parent for file in files)}:
+        if not parent.resolve().is_relative_to(root):
+            raise ValueError(f"--name: {parent} leads out of {folder.root}, to {parent.resolve()}; remove the link")
+    return files
+
+
+def check_same_teacher(path: Path, record: Mapping[str, object]) -> None:
+    """Writes who the teacher is; raises ValueError where the labels that are there come from another one."""
     text = yaml.safe_dump(dict(record), sort_keys=False, default_flow_style=None, width=120)
     if path.is_file():
         before, now = read_yaml(path), parse_yaml(text, path)
@@ -179,74 +191,104 @@ def settle(path: Path, record: Mapping[str, object]) -> None:
         temporary.write_text(text)
 
 
-def main() -> None:
+# ---------------------------------------------------------------------------------------------- the command
+
+
+def folder_name(text: str) -> str:
+    """An argparse type: the name of one folder, which is not hidden and leads nowhere else."""
+    if not text or text.startswith(".") or Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"got {text!r}; it takes the name of one folder in the data set")
+    return text
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = Parser(description="Labels training frames with a teacher's predictions.")
-    parser.add_argument("--teacher", required=True, metavar="FILE", help="of train.py, a published .ckpt, or .onnx")
+    parser.add_argument(
+        "--teacher", required=True, type=Path, metavar="FILE", help="of train.py, a published .ckpt, or .onnx"
+    )
     parser.add_argument("--data", required=True, metavar="FOLDER")
     parser.add_argument("--task", required=True, help=f"one of: {', '.join(TASKS)}")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--name", default="taught", help="folder in the data set; default: taught")
-    parser.add_argument("--threshold", metavar="0..1", help="surer pixels get a label; default: the task's")
+    parser.add_argument("--split", default="train", help="of the data set; default: train")
+    parser.add_argument("--name", default="taught", type=folder_name, help="folder in the data set; default: taught")
+    parser.add_argument(
+        "--threshold", type=fraction, metavar="0..1", help="surer pixels get a label; default: the task's"
+    )
     parser.add_argument("--domain", default="", help="of a teacher that learned several data sets: as for this one")
     parser.add_argument("--map", metavar="YAML", help="teacher's class: class of the data set, or - for no label")
-    parser.add_argument("--batch_size", default="4")
-    parser.add_argument("--workers", default="2")
+    parser.add_argument("--batch_size", type=in_range(int, least=1, most=1024), default=4)
+    parser.add_argument("--workers", type=in_range(int, least=0, most=256), default=2)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     arguments = parser.parse_args()
-    setup_cpu()
     if arguments.task not in TASKS:
         hint = near(arguments.task, TASKS)
         raise ValueError(f"--task: unknown task {arguments.task!r}{hint}; allowed: {', '.join(TASKS)}")
-    batch, workers = (convert(getattr(arguments, name), int, f"--{name}") for name in ("batch_size", "workers"))
-    least = TASKS[arguments.task].sure if arguments.threshold is None else arguments.threshold
-    threshold = convert(least, float, "--threshold")
-    if batch < 1 or workers < 0 or not 0 <= threshold <= 1:
-        raise ValueError("--batch_size must be at least 1, --workers at least 0, --threshold between 0 and 1")
-    if not arguments.name or Path(arguments.name).name != arguments.name:
-        raise ValueError(f"--name is {arguments.name!r}; it takes the name of one folder")
+    if arguments.split in ("val", "test"):
+        raise ValueError(
+            f"--split: frames of {arguments.split!r} are what a training is judged by; a teacher labels others"
+        )
+    if arguments.threshold is None:
+        arguments.threshold = TASKS[arguments.task].sure
+    return arguments
 
-    # Teacher and frames
+
+def open_teacher(arguments: argparse.Namespace) -> NetworkTeacher | OnnxTeacher:
+    path, task = arguments.teacher, arguments.task
+    if path.suffix == ".onnx":
+        return OnnxTeacher(path, task)
+    device = pick_device(arguments.device)
+    return NetworkTeacher(path, task, arguments.domain, device, pick_precision(arguments.precision, device))
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    setup_cpu()
+    path, task = arguments.teacher, arguments.task
     folder = read_folder(arguments.data)
-    frames = frames_to_teach(folder, arguments.split, arguments.task)
-    path, device = Path(arguments.teacher), pick_device(arguments.device)
-    teacher = (
-        OnnxTeacher(path, arguments.task)
-        if path.suffix == ".onnx"
-        else NetworkTeacher(path, arguments.task, arguments.domain, device, pick_precision(arguments.precision, device))
-    )
+    frames = frames_to_teach(folder, arguments.split, task)
+    files = label_files(folder, frames, arguments.name, task)
+    teacher = open_teacher(arguments)
     names = convert(read_yaml(Path(arguments.map)), dict[str, str], arguments.map) if arguments.map else {}
-    target, translate = teacher.task.translation(folder.sections.get(arguments.task), names, f"{path}, {folder.root}")
+    target, translate = teacher.task.translation(folder.sections.get(task), names, f"{path}, {folder.root}")
     record = {
-        "teacher": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "domain": arguments.domain,
-        "task": arguments.task, "threshold": threshold, "map": names, "section": target.section(),
+        "teacher": path.name, "sha256": file_sha256(path), "domain": arguments.domain, "task": task,
+        "threshold": arguments.threshold, "map": names, "section": target.section(),
     }  # fmt: skip
-    files = [teacher_file(folder, frame.image, arguments.name, arguments.task) for frame in frames]
     missing = [number for number, file in enumerate(files) if not file.is_file()]
-    print(f"{len(frames)} frames of {folder.root} ({arguments.split}) have no {arguments.task} label", end="; ")
+    print(f"{len(frames)} frames of {folder.root} ({arguments.split}) have no {task} label", end="; ")
     print(f"{len(frames) - len(missing)} of them were taught before" if frames else "nothing to do")
     if not frames:
         return
-    settle(folder.root / arguments.name / arguments.task / TEACHER_FILE, record)
+    check_same_teacher(folder.root / arguments.name / task / TEACHER_FILE, record)
+    share = write_labels(teacher, [(frames[number], files[number]) for number in missing], target, translate, arguments)
+    if missing:
+        sure = f"the teacher was sure (above {arguments.threshold:g}) of {share:.1%} of the pixels"
+        print(f"{len(missing)} labels written; {sure}")
+    print(f"train with: python train.py --data {folder.root} --teacher_labels {arguments.name}")
 
-    # Labels
-    data = Unlabelled([frames[number] for number in missing], teacher)
+
+def write_labels(
+    teacher: NetworkTeacher | OnnxTeacher,
+    pairs: Sequence[tuple[Frame, Path]],
+    target: Task,
+    translate: Callable[[np.ndarray], np.ndarray],
+    arguments: argparse.Namespace,
+) -> float:
+    """Writes a label of the task `target` for each (frame, file). Returns the share of pixels that have a label."""
+    data = Unlabelled([frame for frame, _ in pairs], teacher)
     together = functools.partial(group_by_shape, tasks={})
-    loader = DataLoader(data, batch, num_workers=workers, collate_fn=together)
-    taught, everything = 0, 0
-    with tqdm(total=len(missing), desc="teach", unit="frame", disable=None) as bar:
+    loader = DataLoader(data, arguments.batch_size, num_workers=arguments.workers, collate_fn=together)
+    sure_pixels, pixels = 0, 0
+    with tqdm(total=len(pairs), desc="teach", unit="frame", disable=None) as bar:
         for groups in loader:
             for group in groups:
                 answers = teach(teacher, group["image"], tuple(group["size"][0].tolist()))
                 for index, (prediction, confidence) in zip(group["index"], answers, strict=True):
-                    label, sure, count = target.keep_sure(translate(prediction), confidence, threshold)
-                    target.save(label, files[missing[int(index)]])
-                    taught, everything = taught + sure, everything + count
+                    label, sure, count = target.keep_sure(translate(prediction), confidence, arguments.threshold)
+                    target.save(label, pairs[int(index)][1])
+                    sure_pixels, pixels = sure_pixels + sure, pixels + count
                 bar.update(len(answers))
-    if everything:
-        share = taught / everything
-        print(f"{len(missing)} labels written; the teacher was sure (above {threshold:g}) of {share:.1%} of the pixels")
-    print(f"train with: python train.py --data {folder.root} --teacher_labels {arguments.name}")
+    return sure_pixels / max(1, pixels)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,14 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from checkpoints import read_torch_file
+from checkpoints import check_weights, read_torch_file
 from config import near
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -158,24 +161,13 @@ class TimmEncoder(nn.Module):
         if not timm.is_model(name):
             known = [*ENCODERS, *timm.list_models()]
             raise ValueError(f"encoder: unknown name {name!r}{near(name, known)}; timm.list_models() lists them")
-        try:
-            info = timm.create_model(name, features_only=True).feature_info
-            indices = [i for i, stride in enumerate(info.reduction()) if stride >= finest_stride]
-            self.strides = tuple(info.reduction()[i] for i in indices)
-        except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError):
-            self.strides = ()
+        info, reason = feature_info(name)
+        indices = [i for i, stride in enumerate(info.reduction()) if stride >= finest_stride] if info else []
+        self.strides = tuple(info.reduction()[i] for i in indices)
         if tuple(stride for stride in self.strides if stride >= 4) != (4, 8, 16, 32):
-            raise ValueError(f"encoder: {name} has no features at strides 4, 8, 16 and 32, which the decoder needs")
-        if pretrained:
-            _give_up_early_without_network()
-        try:
-            self.body = timm.create_model(name, features_only=True, out_indices=indices, pretrained=pretrained)
-        # The hub's client has its own error classes for each way of not answering.
-        except Exception as problem:
-            raise ValueError(
-                f"encoder_weights: imagenet weights of {name} could not be downloaded ({type(problem).__name__}). "
-                "Without a network: --encoder_weights FILE (.pth or .safetensors), or --encoder_weights none"
-            ) from None
+            got = reason or f"it has {', '.join(map(str, info.reduction()))}"
+            raise ValueError(f"encoder: {name} has no features at strides 4, 8, 16 and 32, as decoders need; {got}")
+        self.body = create(name, indices, pretrained)
         for module in self.body.modules():
             if isinstance(module, timm.layers.Conv2dSame) and min(module.kernel_size) >= max(module.stride):
                 module.__class__ = SameConv2d
@@ -195,6 +187,47 @@ class TimmEncoder(nn.Module):
             for key, value in weights.items()
         }
         load_matching(self.body, renamed, path)
+
+
+class ShapesOnly(TorchFunctionMode):
+    """Inside, new tensors have a shape and a type but no memory, as on torch's meta device: networks of any size are
+    built at once. Tensors of given values and sequences stay, because timm reads numbers from them."""
+
+    MAKERS = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func in self.MAKERS:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def feature_info(name: str) -> tuple[Any, str]:
+    """(timm's FeatureInfo of a model, "") or (None, why it gives no features)."""
+    import timm
+
+    try:
+        return timm.create_model(name, features_only=True).feature_info, ""
+    except (RuntimeError, AttributeError, AssertionError, TypeError, ValueError) as problem:
+        return None, f"timm says: {' '.join(str(problem).split()) or type(problem).__name__}"
+
+
+def create(name: str, indices: Sequence[int], pretrained: bool) -> nn.Module:
+    """A timm model that gives these features. Raises ValueError where weights cannot be downloaded."""
+    import timm
+
+    if not pretrained:
+        return timm.create_model(name, features_only=True, out_indices=indices)
+    _give_up_early_without_network()
+    try:
+        return timm.create_model(name, features_only=True, out_indices=indices, pretrained=True)
+    # The hub's client has its own error classes for each way of not answering.
+    except Exception as problem:
+        reason = " ".join(f"{type(problem).__name__}: {problem}".split())
+        raise ValueError(
+            f"encoder_weights: no imagenet weights of {name} ({reason:.300}). "
+            "Without a network: --encoder_weights FILE (.pth or .safetensors), or --encoder_weights none"
+        ) from None
 
 
 def _give_up_early_without_network() -> None:
@@ -249,23 +282,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not named or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path}: expected named tensors")
     return {name.removeprefix("module."): value for name, value in content.items()}
 
 
 def load_matching(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Loads every tensor of `module` from `weights`, which may hold more (a classifier). Raises ValueError."""
-    wanted = module.state_dict()
-    # Counters of batch norm are absent in weights from before torch 0.4.1 and of no use here.
-    missing = [name for name in wanted if name not in weights and not name.endswith("num_batches_tracked")]
-    missing += [name for name in wanted if not isinstance(weights.get(name, wanted[name]), Tensor)]
-    if missing:
-        raise ValueError(
-            f"{path}: {len(missing)} of {len(wanted)} tensors of this network are not in it, e.g. {missing[0]}"
-        )
-    for name, tensor in wanted.items():
-        if name in weights and weights[name].shape != tensor.shape:
-            got, need = tuple(weights[name].shape), tuple(tensor.shape)
-            raise ValueError(f"{path}: {name} has shape {got}, this network needs {need}")
-    module.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
+    chosen = check_weights(weights, module.state_dict(), path)
+    module.load_state_dict(chosen, strict=False)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from config import Config, plain
 from drawing import class_palette
 
+MAX_CLASSES = 255  # ids of 8-bit masks, without that of "no label"
 Plain = dict[str, dict[str, object]]  # {task: its fields}, as in a checkpoint of ours
 
 
@@ -15,14 +18,22 @@ def read_published(weights: object, path: Path, nyu40: Sequence[str]) -> dict[st
     """The `state_dict` of a published .ckpt -> the content of a checkpoint of ours, in plain types; nyu40 are the
     names of the 40 classes of NYUDv2. Raises ValueError for anything else.
 
-    Outputs are used as in the published code: cubic upsampling, |depth| in metres, no resizing of the image.
+    Outputs are used as in the published code: cubic upsampling, |depth| in metres. Images are resized to the frames of
+    the training: 640 pixels for NYUDv2, 1216 for KITTI; after a training on both they stay as they are.
     """
     if not isinstance(weights, dict) or not {"segm.weight", "depth.weight"} <= {
         str(name).removeprefix("module.") for name in weights
     }:
         raise ValueError(f"{path}: neither a checkpoint of this project nor one of the paper's authors")
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
+        raise ValueError(f"{path}: its state_dict holds more than named tensors")
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    classes = len(weights["segm.weight"])
+    shape = tuple(weights["segm.weight"].shape)
+    if len(shape) != 4 or not 1 <= shape[0] <= MAX_CLASSES:
+        raise ValueError(
+            f"{path}: segm.weight has shape {shape}; it takes (1 to {MAX_CLASSES} classes, channels, 3, 3)"
+        )
+    classes = shape[0]
     nyu, kitti = tuple(nyu40), tuple(f"kitti_{number}" for number in range(6))
     known = {40: nyu, 6: kitti, 46: nyu + kitti}
     names = known.get(classes, tuple(f"class_{number}" for number in range(classes)))
@@ -38,7 +49,8 @@ def read_published(weights: object, path: Path, nyu40: Sequence[str]) -> dict[st
             "nyud": plain_tasks(nyu, 1, 10.0, outputs=range(40)),
             "kitti": plain_tasks(kitti, 0, 80.0, outputs=range(40, 46)),
         }
-    config = Config(encoder="mobilenetv2_paper", long_side=0, tasks=tuple(tasks))
+    long_side = {46: 0, 6: 1216}.get(classes, 640)
+    config = Config(encoder="mobilenetv2_paper", long_side=long_side, tasks=tuple(tasks))
     return {
         "config": plain(config), "tasks": tasks, "domains": domains,
         "network": {published_name(name): value for name, value in weights.items()},
@@ -58,7 +70,14 @@ def plain_tasks(names: Sequence[str], first_color: int, max_m: float, outputs: S
 
 
 def published_name(name: str) -> str:
-    """The name in `Network` of a tensor of the authors' checkpoints."""
+    """The name in `Network` of a tensor of the authors' checkpoints; another name stays."""
+    try:
+        return _renamed(name)
+    except (ValueError, IndexError):  # such as crpX without a number
+        return name
+
+
+def _renamed(name: str) -> str:
     part, _, rest = name.partition(".")
     heads = {"segm": "segmentation", "depth": "depth", "normal": "normals"}
     if part.startswith("layer"):

@@ -16,7 +16,7 @@ import numpy as np
 
 from config import Config, near
 from drawing import letterbox, side_by_side
-from folders import Folder, Frame, make_tasks, parse_line, read_folder
+from folders import Folder, Frame, list_lines, make_tasks, parse_line, read_folder
 from images import read_image, write_png
 from sources.parallel import in_threads
 from tasks import Task
@@ -55,13 +55,11 @@ def list_frames(folder: Folder, split: str) -> tuple[list[Frame], list[Fault]]:
     """The frames of a split as `dataset.read_list` has them; what it refuses becomes a fault."""
     path = folder.root / folder.splits[split]
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
+        lines = list(list_lines(path))
+    except (OSError, ValueError) as problem:
         return [], [Fault("unreadable list file", f"{path} (split {split!r})", str(problem))]
     frames, faults = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in lines:
         try:
             frames.append(parse_line(folder, f"{path}:{number}", line))
         except ValueError as problem:

@@ -13,6 +13,7 @@ from config import near
 from tasks.base import Task
 from tasks.dense import DenseTask
 from tasks.depth import Depth
+from tasks.fields import shown, task_from_fields
 from tasks.normals import Normals
 from tasks.segmentation import CLASS_LISTS, NO_CLASS, Segmentation
 
@@ -25,6 +26,7 @@ __all__ = [
     "Normals",
     "Segmentation",
     "Task",
+    "check_parts",
     "task_giving",
     "tasks_from_plain",
     "tasks_to_plain",
@@ -44,13 +46,21 @@ def tasks_to_plain(tasks: Mapping[str, Task]) -> dict[str, dict[str, object]]:
 
 
 def tasks_from_plain(states: Mapping[str, Mapping[str, object]]) -> dict[str, Task]:
-    """Reads `tasks_to_plain` back. Raises ValueError for a task or a field that this code does not know."""
-    tasks: dict[str, Task] = {}
-    for name, state in states.items():
+    """Reads `tasks_to_plain` back. Raises ValueError for a task, a field or a value that this code does not have."""
+    if not isinstance(states, Mapping) or not states:
+        raise ValueError(f"tasks is {shown(states)}; it takes a table of at least one task")
+    for name in states:
         if name not in TASKS:
-            raise ValueError(f"unknown task {name!r}{near(name, TASKS)}; this code has: {', '.join(TASKS)}")
-        try:
-            tasks[name] = TASKS[name](**state)
-        except TypeError as problem:
-            raise ValueError(f"task {name!r} of another version ({problem})") from None
-    return tasks
+            raise ValueError(f"unknown task {shown(name)}{near(str(name), TASKS)}; this code has: {', '.join(TASKS)}")
+    return {name: task_from_fields(TASKS[name], state) for name, state in states.items()}
+
+
+def check_parts(tasks: Mapping[str, Task], domains: Mapping[str, Mapping[str, Task]]) -> None:
+    """Raises ValueError unless the heads of `tasks` give what each data set's tasks read."""
+    for task in tasks.values():
+        task.check_part_of(task)
+    for domain, own in domains.items():
+        if not isinstance(domain, str) or not own.keys() <= tasks.keys():
+            raise ValueError(f"data set {shown(domain)} has the tasks {', '.join(own)}, the heads {', '.join(tasks)}")
+        for name, task in own.items():
+            task.check_part_of(tasks[name])

@@ -66,6 +66,14 @@ class Task(ABC):
         mean the same."""
         return ""
 
+    def check_fields(self) -> None:
+        """Raises ValueError for values that no data set and no settings lead to: checkpoints may hold anything."""
+        return
+
+    def check_part_of(self, head: Task) -> None:
+        """Raises ValueError unless `select` can take this task's outputs from those of the head."""
+        return
+
     @classmethod
     def join(cls, tasks: Mapping[str, Task], merge: bool) -> tuple[Task, dict[str, Task]]:
         """One head for several data sets: {data set: its task} -> (task of the head, {data set: its part of the head}).
@@ -283,6 +291,11 @@ class Task(ABC):
     @abstractmethod
     def save(self, prediction: np.ndarray, path: Path) -> None:
         """Writes the values of a frame to a file that `read` reads back."""
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r:.60}{near(str(value), allowed)}; allowed: {', '.join(allowed)}")
 
 
 def check_keys(section: object, known: set[str], where: str) -> None:

@@ -20,7 +20,7 @@ from config import Config
 from geometry import Pixels, View, resize_nearest, resize_raw, sample_raw
 from images import read_label
 from networks.decoders import Head
-from tasks.base import Size, Task
+from tasks.base import Size, Task, check_choice
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,13 @@ class DenseTask(Task):
     fill: ClassVar[float] = 0.0  # "no label" in a label
 
     interpolation: str = "bilinear"  # how raw output is brought to full size
+
+    def check_fields(self) -> None:
+        check_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
+
+    def check_part_of(self, head: DenseTask) -> None:
+        if self.channels != head.channels:
+            raise ValueError(f"{self.name}: it has {self.channels} outputs, its head {head.channels}")
 
     # Files
 

@@ -20,7 +20,7 @@ from config import Config, convert
 from geometry import View
 from images import read_label, row_parts, write_png
 from metrics import DepthMetrics, Protocol
-from tasks.base import Task, check_keys
+from tasks.base import Task, check_choice, check_keys
 from tasks.dense import DenseTask
 from tasks.survey import share_table
 
@@ -84,6 +84,12 @@ class Depth(DenseTask):
 
     def section(self) -> dict[str, object]:
         return {"metres_per_unit": self.metres_per_unit, "max": self.max_m}
+
+    def check_fields(self) -> None:
+        super().check_fields()
+        check_choice("activation", self.activation, tuple(self.ACTIVATIONS))
+        if self.max_m <= 0:
+            raise ValueError(f"max_m is {self.max_m:g}; it must be above 0")
 
     @classmethod
     def from_teacher(cls, section: Mapping[str, object], where: str) -> Depth:

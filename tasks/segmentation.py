@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 import loss
-from config import Config, convert, near
+from config import CHOICES, Config, convert, near
 from drawing import bars, class_palette, confusion, palette_of
 from geometry import argmax_resized, resize_raw
 from images import read_label, row_parts, write_png
 from metrics import Protocol, SegmentationMetrics
-from tasks.base import Task, check_keys
+from tasks.base import Task, check_choice, check_keys
 from tasks.dense import DenseTask
 from tasks.survey import share_table
 
@@ -104,6 +104,26 @@ class Segmentation(DenseTask):
     @property
     def is_part(self) -> bool:
         return bool(self.outputs)
+
+    def check_fields(self) -> None:
+        super().check_fields()
+        check_choice("loss_kind", self.loss_kind, CHOICES["segmentation_loss"])
+        count = len(self.classes)
+        if not 1 <= count <= NO_CLASS or len(set(self.classes)) != count or not all(map(str.isprintable, self.classes)):
+            raise ValueError(f"classes has {count} names; it takes 1 to {NO_CLASS} different ones of printable letters")
+        if len(self.colors) != count or not all(0 <= value <= 255 for color in self.colors for value in color):
+            raise ValueError(f"colors has {len(self.colors)} entries; it takes {count} of three numbers in 0..255")
+        if self.class_weights and (len(self.class_weights) != count or min(self.class_weights) < 0):
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} numbers; it takes none, or {count} from 0 on"
+            )
+
+    def check_part_of(self, head: Segmentation) -> None:
+        if not self.outputs:
+            super().check_part_of(head)
+        elif len(self.outputs) != len(self.classes) or not all(0 <= item < head.channels for item in self.outputs):
+            what = f"{len(self.classes)} numbers in 0..{head.channels - 1}, one for each class"
+            raise ValueError(f"{self.name}: outputs has {len(self.outputs)} numbers; it takes none, or {what}")
 
     @classmethod
     def join(cls, tasks: Mapping[str, Segmentation], merge: bool) -> tuple[Segmentation, dict[str, Task]]:

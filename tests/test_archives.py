@@ -168,3 +168,13 @@ def test_description_is_written_as_it_is(here: Path) -> None:
     assert yaml.safe_load(text) == description
     folder = read_folder(here)
     assert folder.name == "it's" and folder.sections["segmentation"]["classes"] == tuple(names)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compression_that_unpacks_at_once_is_refused(compression: int, here: Path) -> None:
+    write_zip(here / "a.zip", {"a.png": bytes(10_000)}, compression)
+    with Source(here / "a.zip") as source:
+        member = source.find(r"a\.png")[()]
+        with pytest.raises(ValueError, match=r"a\.zip: .*a\.png is compressed by (bzip2|lzma); stored and deflated"):
+            member.copy(here / "copy.png")
+    only_holds(here, "a.zip")

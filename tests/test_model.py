@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -174,6 +175,31 @@ def test_without_a_network_the_download_says_what_to_do(monkeypatch, tmp_path):
         build_encoder("resnet18", "imagenet")
 
 
+def test_what_timm_says_is_not_swallowed(monkeypatch):
+    import timm
+
+    with pytest.raises(ValueError, match="as decoders need; it has 16, 16, 16"):
+        build_encoder("vit_tiny_patch16_224")
+
+    real = timm.create_model
+
+    def odd(name: str, out_indices: tuple[int, ...] | None = None, **options: object) -> torch.nn.Module:
+        if broken == "features" or out_indices is not None:
+            raise RuntimeError("odd\nweights")
+        return real(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", odd)
+    broken = "features"
+    with pytest.raises(ValueError, match="as decoders need; timm says: odd weights"):
+        build_encoder("resnet18")
+    broken = "network"
+    with pytest.raises(RuntimeError, match="odd"):  # nothing was to be downloaded: it is no user's mistake
+        build_encoder("resnet18")
+    monkeypatch.setattr("networks.encoders._give_up_early_without_network", lambda: None)
+    with pytest.raises(ValueError, match=r"no imagenet weights of resnet18 \(RuntimeError: odd weights\)"):
+        build_encoder("resnet18", "imagenet")
+
+
 def test_frozen_batch_norm_does_not_move():
     network = build_network(settings("resnet18", decoder_width=16), tasks()).train()
     freeze_batch_norm(network)
@@ -272,6 +298,8 @@ def test_published_checkpoints_give_what_the_published_inference_gives(tmp_path,
     full = [cv2.resize(item[0].numpy().transpose(1, 2, 0), (131, 97), interpolation=cv2.INTER_CUBIC) for item in raw]
 
     network = load_network(path)
+    assert network.config.long_side == {40: 640, 6: 1216, 46: 0}[classes], "the size of the training's frames"
+    network.config = dataclasses.replace(network.config, long_side=0)  # theirs takes the picture as it is
     ours = Predictor(network, "eager")(image)
     assert (ours["segmentation"] == full[0].argmax(2)).mean() > 0.999
     assert len(np.unique(ours["segmentation"])) > 2, "a constant map would show nothing"

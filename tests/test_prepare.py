@@ -130,7 +130,7 @@ LABELS = (24, 32)
         (lambda root: append(root / "val.txt", "-\t-\t-\t-\n"), "wrong line", r"val.txt:3: a frame needs"),
         (lambda root: (root / "val.txt").write_text("\n"), "empty list file", r"val.txt"),
         (lambda root: (root / "val.txt").unlink(), "unreadable list file", r"val.txt .split 'val'"),
-        (lambda root: (root / "val.txt").write_bytes(b"\xff\xfe\0"), "unreadable list file", r"utf-8"),
+        (lambda root: (root / "val.txt").write_bytes(b"\xff\xfe\0"), "unreadable list file", r"val.txt: not a UTF-8"),
         (lambda root: cut_image(root / "rgb/1.png"), "unreadable image", r"train.txt:1: .*rgb/1.png: damaged or trun"),
         (lambda root: cut_image(root / "masks/3.png"), "unreadable image", r"train.txt:3: .*masks/3.png"),
         (lambda root: (root / "depth/4.png").write_text("hi"), "unreadable image", r"depth/4.png: not an image"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from folders import read_folder, read_list, teacher_file
 from images import read_image
 from model import load_network
 from tasks import NO_CLASS, Depth, Segmentation
-from teach import NetworkTeacher, teach
+from teach import NetworkTeacher, folder_name, frames_to_teach, label_files, teach
 
 
 @pytest.fixture()
@@ -125,6 +126,37 @@ def test_only_training_frames_are_taught(script, partial, trained):
     assert "is a frame of 'val' and of 'train' as well" in line
     line = only_error_line(script("train.py", "--data", partial, "--device", "cpu"))
     assert "is a training frame as well" in line
+
+
+def test_frames_of_any_other_split_are_not_taught(partial):
+    """A training may be judged by a split of any name: --val_split is a setting."""
+    values = yaml.safe_load((partial / "dataset.yaml").read_text())
+    values["splits"]["holdout"] = "holdout.txt"
+    (partial / "dataset.yaml").write_text(yaml.safe_dump(values))
+    lines = (partial / "train.txt").read_text().splitlines()
+    (partial / "holdout.txt").write_text("\n".join([(partial / "val.txt").read_text().splitlines()[0], lines[5]]))
+    with pytest.raises(ValueError, match=r"holdout\.txt:2: .* is a frame of 'holdout' and of 'train' as well"):
+        frames_to_teach(read_folder(partial), "train", "segmentation")
+    (partial / "train.txt").write_text("\n".join(lines[:5] + lines[6:]))
+    assert len(frames_to_teach(read_folder(partial), "train", "segmentation")) == 7
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "/tmp", "../x", ".git"])
+def test_the_name_leads_nowhere_else(name):
+    with pytest.raises(argparse.ArgumentTypeError, match="the name of one folder in the data set"):
+        folder_name(name)
+
+
+@pytest.mark.parametrize("link", ["taught", "taught/segmentation", "taught/segmentation/rgb"])
+def test_links_out_of_the_data_set_are_not_followed(link, partial, tmp_path):
+    folder = read_folder(partial)
+    frames = read_list(folder, "train")[:1]
+    assert label_files(folder, frames, "taught", "segmentation")[0].is_relative_to(partial)
+    (tmp_path / "elsewhere").mkdir()
+    (partial / link).parent.mkdir(parents=True, exist_ok=True)
+    (partial / link).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"taught.* leads out of .*partial, to .*elsewhere"):
+        label_files(folder, frames, "taught", "segmentation")
 
 
 def rename_classes(folder: Path, change: dict[str, str]) -> list[str]:
@@ -273,6 +305,11 @@ def test_an_onnx_file_teaches_classes(script, partial, tmp_path):
         ("task: segmentation\nsecton: {}", "unknown key 'secton' (did you mean 'section'?)"),
         ("task: segmentation\nsection: {classes: [a, b]}\ninput: pixel", "did you mean 'pixels'?"),
         ("task: segmentation\nsection: {classes: [a, b]}\nvalues: logit", "allowed: raw, probabilities"),
+        (
+            "task: segmentation\nsection: {classes: [a, b]}\nsize: [0, 64]",
+            "size is (0, 64); height and width take 1 to",
+        ),
+        ("task: segmentation\nsection: {classes: [a, b]}\nsize: [64, 1000000]", "height and width take 1 to 8192"),
     ],
 )
 def test_a_wrong_description_of_a_model_is_named(script, partial, tmp_path, text, message):
@@ -285,7 +322,7 @@ def test_a_wrong_description_of_a_model_is_named(script, partial, tmp_path, text
     ("options", "message"),
     [
         (["--task", "segmentatio"], "did you mean 'segmentation'?"),
-        (["--threshold", "2"], "--threshold between 0 and 1"),
+        (["--threshold", "2"], "--threshold: got '2'; it takes a number, at least 0 and at most 1"),
         (["--name", "a/b"], "name of one folder"),
         (["--domain", "nowhere"], "does not know 'nowhere'"),
         (["--teacher", "nowhere.pt"], "nowhere.pt: no such file"),
