@@ -28,12 +28,12 @@ import openmp  # noqa: F401 - before torch
 import cv2
 import numpy as np
 
-from checkpoints import newest_checkpoint
 from config import Parser, number, positive_int
 from deploy.backends import BACKENDS
 from deploy.predictor import Predictor, save_predictions
 from geometry import camera_with
 from images import SAMPLE, count_pixels, read_image
+from networks.checkpoints import newest_checkpoint
 from scene3d.fusion import cloud
 from tasks import task_giving
 from utils import require, run, setup_cpu

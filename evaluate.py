@@ -19,12 +19,12 @@ import openmp  # noqa: F401 - before torch
 import torch
 
 import distributed
-from checkpoints import check_sha256, newest_checkpoint
 from config import Parser, convert, make_config, number
 from deploy.backends import BACKENDS, Backend, open_network
 from folders import Folder, read_folder
 from metrics import CROPS, Protocol
 from model import Network
+from networks.checkpoints import check_sha256, newest_checkpoint
 from tasks import Task
 from training.evaluation import Settings, evaluate_folder, pick_tasks
 from utils import pick_device, run, setup_cpu, whole_file

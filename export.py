@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoints import file_sha256, newest_checkpoint
 from config import Parser, fraction, number, positive_int, refuse, width_and_height
 from deploy.backends import Backend
 from deploy.file_formats import FORMATS, replacing
@@ -40,6 +39,7 @@ from geometry import resize_image
 from images import SAMPLE, find_images, read_image
 from metrics import Protocol
 from model import LEAST_SIDE, Network, load_network, mixed_domains, tasks_of
+from networks.checkpoints import file_sha256, newest_checkpoint
 from tasks import Task
 from training.evaluation import Settings, evaluate_folder, pick_tasks
 from utils import run, setup_cpu

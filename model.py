@@ -13,7 +13,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from checkpoints import (
+from config import Config, make_config, near, read_json
+from geometry import LEAST_SIDE, resize_raw
+from networks.checkpoints import (
     CHECKPOINT_FORMAT,
     CHECKPOINT_VERSION,
     check_plain,
@@ -21,8 +23,6 @@ from checkpoints import (
     read_checkpoint,
     read_torch_file,
 )
-from config import Config, make_config, near, read_json
-from geometry import LEAST_SIDE, resize_raw
 from networks.decoders import DECODERS, build_decoder
 from networks.encoders import ShapesOnly, build_encoder, read_weights
 from networks.paper_checkpoints import read_published

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import openmp  # noqa: F401 - before torch
 
-from checkpoints import newest_checkpoint
 from config import Parser, convert, number, positive_int, refuse
 from deploy.backends import BACKENDS, FILES
 from deploy.predictor import Predictor
 from drawing import side_by_side
 from geometry import camera_with
 from images import SAMPLE, count_pixels, read_image, write_png
+from networks.checkpoints import newest_checkpoint
 from scene3d.comparison import surface_metrics
 from scene3d.floor_plan import draw_plan, find_up
 from scene3d.fusion import Fusion, Surface, cloud, fuse, views_of

@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from checkpoints import file_sha256
 from config import Parser, convert, fraction, near, parse_yaml, read_yaml
 from config import number as in_range
 from dataset import group_by_shape
@@ -36,6 +35,7 @@ from folders import TEACHER_FILE, Folder, Frame, read_folder, read_list, teacher
 from geometry import fitted_size, resize_image
 from images import read_image
 from model import Network, load_network, tasks_of
+from networks.checkpoints import file_sha256
 from tasks import TASKS, Task
 from tasks.base import check_keys
 from utils import autocast, pick_device, pick_precision, run, setup_cpu, whole_file

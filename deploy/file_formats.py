@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from checkpoints import CHECKPOINT_FORMAT, CHECKPOINT_VERSION
 from config import plain
 from deploy.backends import Backend, open_backend
 from deploy.conversion import Graph, to_onnx, to_openvino
@@ -34,6 +33,7 @@ from deploy.signature import (
     network_input,
 )
 from model import Network, load_network
+from networks.checkpoints import CHECKPOINT_FORMAT, CHECKPOINT_VERSION
 from tasks import tasks_to_plain
 from utils import require
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints import read_checkpoint
+from networks.checkpoints import read_checkpoint
 from rooms import generate
 
 ROOT = Path(__file__).resolve().parents[1]

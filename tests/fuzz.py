@@ -18,10 +18,10 @@ import atheris
 import torch
 
 with atheris.instrument_imports(include=["config", "folders", "task", "tasks", "utils", "model"]):
-    from checkpoints import CHECKPOINT_FORMAT, CHECKPOINT_VERSION
     from config import Config, make_config, parse_yaml, plain
     from folders import Folder, parse_line, read_folder, read_list
     from model import load_network
+    from networks.checkpoints import CHECKPOINT_FORMAT, CHECKPOINT_VERSION
     from tasks import Depth, tasks_to_plain
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from test_model import settings, tasks
+from helpers import settings, tasks
 
 from metrics import DepthMetrics, NormalMetrics, Protocol, SegmentationMetrics
 from model import build_network

@@ -27,13 +27,13 @@ import torch
 import yaml
 from PIL import Image
 
-from checkpoints import read_checkpoint
 from config import Config
 from dataset import Frames
 from deploy.image_folder import output_stems
 from folders import make_tasks, parse_line, read_folder
 from images import find_images, read_image
 from model import load_network
+from networks.checkpoints import read_checkpoint
 from utils import printable
 
 ROOT = Path(__file__).resolve().parents[1]

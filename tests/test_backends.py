@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, shared
+from helpers import settings, tasks
 from PIL import Image
-from test_model import settings, tasks
 from torch import nn
 
 from deploy import backends

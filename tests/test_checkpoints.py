@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import published, settings, tasks
 from safetensors.torch import save_file
-from test_model import published, settings, tasks
 from torch import Tensor
 
-from checkpoints import CHECKPOINT_FORMAT, CHECKPOINT_VERSION, check_weights, read_torch_file, save_checkpoint
 from config import plain
 from model import build_network, load_network
+from networks.checkpoints import CHECKPOINT_FORMAT, CHECKPOINT_VERSION, check_weights, read_torch_file, save_checkpoint
 from networks.encoders import ShapesOnly, build_encoder
 from tasks import tasks_to_plain
 

@@ -17,12 +17,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from helpers import settings, tasks
 from test_backends import trained_like
-from test_model import settings, tasks
 from torch import Tensor
 
 import export
-from checkpoints import file_sha256, save_checkpoint
 from config import plain
 from deploy import backends, file_formats
 from deploy.backend_base import Backend, DeviceUnavailable
@@ -34,6 +33,7 @@ from deploy.proof import differences, mean_iou, several_sizes
 from deploy.signature import MAX_SIDE, METADATA_VERSION, Signature, make_signature
 from images import write_png
 from model import Network, build_network
+from networks.checkpoints import file_sha256, save_checkpoint
 from networks.decoders import ChannelScale
 from tasks import Segmentation, tasks_to_plain
 
@@ -463,7 +463,7 @@ def test_a_small_picture_on_a_gpu_in_bf16():
     program = """
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from test_model import settings, tasks
+from helpers import settings, tasks
 from deploy.backends import Eager
 from model import build_network
 gpu = torch.device("cuda:0")

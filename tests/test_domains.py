@@ -19,11 +19,11 @@ import yaml
 from conftest import only_error_line, start, wait_for
 from PIL import Image
 
-from checkpoints import read_checkpoint
 from config import Config, make_config
 from dataset import Frames, Mixture, Pool, StepSampler
 from folders import make_domains, read_folder, read_list
 from model import build_network, mixed_domains
+from networks.checkpoints import read_checkpoint
 from tasks import Depth, Segmentation
 from training.step import Training
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import only_error_line
+from helpers import settings, tasks
 from PIL import Image
 from safetensors.torch import save_file
-from test_model import settings, tasks
 
 from deploy.backends import open_backend
 from deploy.file_formats import write_torch

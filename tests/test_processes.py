@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, make_two_sets, wait_for
 
-from checkpoints import read_checkpoint
+from networks.checkpoints import read_checkpoint
 
 # Frozen batch norm and plain steps: what is left differs by rounding only.
 OPTIONS = (

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torchmetrics
 import yaml
+from helpers import ENCODERS, tasks
+from helpers import settings as network_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model import ENCODERS, tasks
-from test_model import settings as network_settings
 
 from config import AT_LEAST, CHOICES, Config, make_config, parse_yaml, plain
 from folders import Folder, parse_line

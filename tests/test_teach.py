@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 from conftest import only_error_line
+from helpers import published
 from PIL import Image
-from test_model import published
 
 from deploy.predictor import Predictor
 from folders import read_folder, read_list, teacher_file

@@ -17,11 +17,11 @@ from conftest import ROOT, only_error_line, start, wait_for
 from PIL import Image
 
 import utils
-from checkpoints import read_checkpoint
 from config import Config, make_config, read_yaml
 from dataset import Frames, class_frequencies
 from folders import make_tasks, read_folder, read_list
 from model import build_network, load_network
+from networks.checkpoints import read_checkpoint
 from training import step
 from training.optimizer import build_optimizer, rate_factor
 

@@ -21,11 +21,11 @@ import yaml
 import dataset
 import train
 import utils
-from checkpoints import read_checkpoint
 from config import Config, Parser, add_settings, make_config
 from dataset import Frames, available_memory, class_frequencies, eval_loader
 from folders import read_folder, read_list
 from model import build_network, load_network
+from networks.checkpoints import read_checkpoint
 from networks.decoders import ChannelScale
 from tasks import Depth
 from training import step

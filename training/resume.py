@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import distributed
-from checkpoints import read_checkpoint
 from config import Config, config_from, given_settings, make_config, settings_from
 from folders import label_tasks, read_folder
+from networks.checkpoints import read_checkpoint
 
 # What may change when a run is resumed; everything else would make it another training.
 RESUMABLE = {

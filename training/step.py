@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import distributed
-from checkpoints import save_checkpoint
 from config import Config, plain
 from geometry import Pixels
 from model import Network, freeze_batch_norm
+from networks.checkpoints import save_checkpoint
 from networks.encoders import load_matching
 from tasks import tasks_to_plain
 from tasks.base import Target
