@@ -232,7 +232,7 @@ def make_page(viewer: Viewer) -> gradio.Blocks:
                         label="Picture | prediction", elem_id="slider", format="jpeg", max_height=400,
                         interactive=False, buttons=["fullscreen"],
                     )  # fmt: skip
-                    metres = gradio.Plot(label="Depth: point at a place for meters and class", elem_id="metres")
+                    metres = gradio.Plot(label="Depth: point at a place for metres and class", elem_id="metres")
                 with gradio.Row():
                     table = gradio.Dataframe(
                         headers=["", "class", "share", "distance"], datatype=["html", "str", "str", "str"],

@@ -217,12 +217,12 @@ def make_domains(folders: Sequence[Folder], config: Config) -> tuple[dict[str, T
             )
     heads: dict[str, Task] = {}
     for task in config.tasks:
-        labelled = {name: tasks[task] for name, tasks in own.items() if task in tasks}
-        if not labelled:
+        labeled = {name: tasks[task] for name, tasks in own.items() if task in tasks}
+        if not labeled:
             roots = ", ".join(str(folder.root) for folder in folders)
             has = dict.fromkeys(name for folder in folders for name in label_tasks(folder))
             raise ValueError(f"tasks: {roots} has no {task} labels; it has: {', '.join(has)}")
-        heads[task], parts = TASKS[task].join(labelled, config.merge_classes)
+        heads[task], parts = TASKS[task].join(labeled, config.merge_classes)
         for name in own:
             own[name][task] = parts.get(name, heads[task])
     return heads, {name: {task: tasks[task] for task in config.tasks} for name, tasks in own.items()}

@@ -62,7 +62,7 @@ def dice(logits: Tensor, target: Tensor, valid: Tensor) -> Loss:
 
 
 def berhu(prediction: Tensor, target: Tensor, valid: Tensor) -> Loss:
-    """Reverse Huber loss over meters, all (B, H, W) -> (sum, weight). Laina et al., arXiv 1606.00373, section 3.2.
+    """Reverse Huber loss over metres, all (B, H, W) -> (sum, weight). Laina et al., arXiv 1606.00373, section 3.2.
 
     |e| up to c, (e^2 + c^2) / 2c beyond it. c is a fifth of the largest error of the frames given, as in the paper: it
     depends on which frames share a micro-batch.

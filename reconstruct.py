@@ -6,7 +6,7 @@
     python reconstruct.py --input dataset/redkitchen --split val --compare      # from both, and how far they are apart
 
 Folders of posed images: data sets of this project with `poses:`, 7-Scenes, TUM RGB-D (scene3d/posed_images.py). All in
-meters. The PLY file has red, green, blue and class_id for each point. A surface comes with NAME_points.ply (the points
+metres. The PLY file has red, green, blue and class_id for each point. A surface comes with NAME_points.ply (the points
 without triangles), NAME_plan.png (the floor plan) and NAME.json (classes, areas, metrics).
 """
 
@@ -144,7 +144,7 @@ def reconstruct_folder(arguments: argparse.Namespace, predictor: Predictor | Non
 
 
 def make_parser() -> Parser:
-    parser = Parser(description="From images to point clouds and surfaces in meters.")
+    parser = Parser(description="From images to point clouds and surfaces in metres.")
     parser.add_argument("--input", type=Path, default=SAMPLE, metavar="IMAGE|FOLDER", help=f"default: {SAMPLE}")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the newest run's best.pt")
     parser.add_argument("--output", type=Path, default=Path("reconstruction.ply"), metavar="PLY")
@@ -152,7 +152,7 @@ def make_parser() -> Parser:
         "--domain", default="", metavar="NAME", help="classes and range of this data set of the training"
     )
     parser.add_argument(
-        "--max_depth", type=number(float, least=0.01, most=1000), metavar="METERS",
+        "--max_depth", type=number(float, least=0.01, most=1000), metavar="METRES",
         help=f"leave out what is farther away; default: the network's range for an image, {MAX_DEPTH_M:g} for a folder",
     )  # fmt: skip
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
@@ -167,7 +167,7 @@ def make_parser() -> Parser:
     folder.add_argument("--depth", default="predicted", choices=("predicted", "measured"))
     folder.add_argument("--split", default="", help="of a folder with dataset.yaml; default: all splits")
     folder.add_argument("--every", type=positive_int, default=1, metavar="N", help="use each Nth image")
-    folder.add_argument("--voxel", type=number(float, least=0.001, most=1), default=0.02, metavar="METERS")
+    folder.add_argument("--voxel", type=number(float, least=0.001, most=1), default=0.02, metavar="METRES")
     folder.add_argument("--compare", action="store_true", help="also measure predicted against measured depth")
     return parser
 

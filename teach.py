@@ -131,7 +131,7 @@ def teach(
 # ---------------------------------------------------------------------------------------------- frames
 
 
-class Unlabelled(Dataset):
+class Unlabeled(Dataset):
     """Frames as the teacher wants to see them: {"image": (3, h, w) uint8, "index", "size": (2,) of the file}."""
 
     def __init__(self, frames: Sequence[Frame], teacher: NetworkTeacher | OnnxTeacher) -> None:
@@ -275,7 +275,7 @@ def write_labels(
     arguments: argparse.Namespace,
 ) -> float:
     """Writes a label of the task `target` for each (frame, file). Returns the share of pixels that have a label."""
-    data = Unlabelled([frame for frame, _ in pairs], teacher)
+    data = Unlabeled([frame for frame, _ in pairs], teacher)
     together = functools.partial(group_by_shape, tasks={})
     loader = DataLoader(data, arguments.batch_size, num_workers=arguments.workers, collate_fn=together)
     sure_pixels, pixels = 0, 0

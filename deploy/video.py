@@ -260,7 +260,7 @@ def video_writer(path: Path, rate: Fraction) -> Iterator[Callable[[float, np.nda
             nonlocal stream, last
             missing = [max(0, smallest - side) for side in image.shape[:2]]
             image = np.pad(image, [(0, missing[0]), (0, missing[1]), (0, 0)], constant_values=255)
-            height, width = (side - side % 2 for side in image.shape[:2])  # H.264 halves the colours' resolution
+            height, width = (side - side % 2 for side in image.shape[:2])  # H.264 halves the colors' resolution
             if stream is None:
                 stream = container.add_stream("libx264", rate, {"crf": "20", "preset": "veryfast"})
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

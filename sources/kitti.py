@@ -66,7 +66,7 @@ OVERLAP_COMMENT = (
     "Masks and depth maps are of the same drives: an image with a mask in val may be close to one in train."
 )
 DEPTH_SECTION = {"metres_per_unit": 1 / 256, "max": 80.0}  # 16-bit PNG, value / 256 = metres, 0 = no reading
-VAL_EVERY = 5  # of the 200 labelled frames, and of the drives of --selection: the 5th, 10th, ... are validation
+VAL_EVERY = 5  # of the 200 labeled frames, and of the drives of --selection: the 5th, 10th, ... are validation
 DRIVE, FRAME = r"(\d{4}_\d\d_\d\d_drive_\d{4}_sync)", r"(\d{10})"
 
 

@@ -68,7 +68,7 @@ class DenseTask(Task):
         if what := self.unlikely(stored, section):
             return f"unlikely {self.name}", what
         if not self.survey(label, section)[0]:
-            return "nothing labelled", f"no pixel of this {self.name} label has a value; write '-' instead"
+            return "nothing labeled", f"no pixel of this {self.name} label has a value; write '-' instead"
         return None
 
     def unlikely(self, stored: np.ndarray, section: Mapping[str, object]) -> str:

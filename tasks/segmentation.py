@@ -202,7 +202,7 @@ class Segmentation(DenseTask):
 
     def survey_lines(self, surveys: Mapping[str, np.ndarray], section: Mapping[str, object]) -> list[str]:
         names = [f"{number:3d} {name}" for number, name in enumerate(self.classes)]
-        lines = ["segmentation: per cent of the labelled pixels"]
+        lines = ["segmentation: per cent of the labeled pixels"]
         return lines + share_table(names, {split: values[2:] for split, values in surveys.items()})
 
     @property

@@ -293,7 +293,7 @@ def damage(folder: Path, kind: str) -> str:
     if kind == "class id":
         Image.fromarray(np.full((72, 96), 77, np.uint8)).save(mask)
         return "class id 77; allowed: 0..39 and 255"
-    if kind == "mask of colours":
+    if kind == "mask of colors":
         Image.fromarray(np.zeros((72, 96, 3), np.uint8)).save(mask)
         return "one integer a pixel"
     if kind == "size":
@@ -306,7 +306,7 @@ def damage(folder: Path, kind: str) -> str:
     return "not an image"
 
 
-@pytest.mark.parametrize("kind", ["class id", "mask of colours", "size", "truncated", "text"])
+@pytest.mark.parametrize("kind", ["class id", "mask of colors", "size", "truncated", "text"])
 def test_a_wrong_file_is_named(rooms_folder, tmp_path, kind):
     folder = edit(rooms_folder, tmp_path)
     message = damage(folder, kind)
@@ -349,7 +349,7 @@ def test_real_frames(name):
         assert 0.3 < sample["depth"][sample["depth"] > 0].median() < 6
 
 
-def test_an_epoch_goes_through_the_labelled_frames(rooms_folder, tmp_path):
+def test_an_epoch_goes_through_the_labeled_frames(rooms_folder, tmp_path):
     folder = tmp_path / "rooms"
     shutil.copytree(rooms_folder, folder)
     lines = [line.split("\t") for line in (folder / "train.txt").read_text().splitlines()]

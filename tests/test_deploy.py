@@ -39,18 +39,8 @@ from tasks import Segmentation, tasks_to_plain
 
 LONG_SIDE = 64  # of the training
 SIZE = (96, 128)  # of the graph: another
-README_LINES = """
-import cv2, json, onnxruntime
-session = onnxruntime.InferenceSession("best.onnx")
-metadata = session.get_modelmeta().custom_metadata_map   # input, outputs: what goes in and what comes out, in words
-long_side = int(metadata["long_side"])                   # pixels, as in training; 0: pictures as they are
-image = cv2.imread("photo.jpg")[..., ::-1]               # (H, W, 3) uint8 RGB
-scale = long_side / max(image.shape[:2]) if long_side else 1
-width, height = (round(scale * side) for side in image.shape[1::-1])
-small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-classes, depth = session.run(["segmentation", "depth"], {"image": small[None]})  # (1, h, w) ids, (1, h, w) metres
-names = json.loads(metadata["classes"])["segmentation"]  # names[classes[0, y, x]]
-"""
+(PROGRAM,) = re.findall(r"```python
+(.*?)```", (ROOT / "docs" / "EXPORT.md").read_text(), re.DOTALL)
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -381,7 +371,7 @@ def test_the_readmes_lines_for_other_programs(written, network, tmp_path, monkey
     write_png(tmp_path / "photo.jpg", picture(96, 128))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(README_LINES, names)
+    exec(PROGRAM, names)
     expected = Predictor(network, "eager")(cv2.resize(picture(96, 128), (64, 48), interpolation=cv2.INTER_AREA))
     assert (names["classes"][0] == expected["segmentation"]).mean() > 0.995
     assert np.allclose(names["depth"][0], expected["depth"], rtol=1e-2, atol=1e-3)

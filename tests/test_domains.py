@@ -225,7 +225,7 @@ def test_a_frame_without_a_label_adds_nothing(two_sets):
 
 
 def test_accumulated_batches_weigh_frames_as_one_batch_would(two_sets):
-    """A task with one labelled frame in one of two batches counts as much as one that both have."""
+    """A task with one labeled frame in one of two batches counts as much as one that both have."""
     _, training, mixture = prepared(two_sets)
     keys = [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0)]
     whole, _ = gradients(training, [stacked(mixture, keys)])

@@ -136,7 +136,7 @@ def test_dice_of_certain_predictions_is_one_minus_the_score_of_sets(guess, expec
     assert mean_of(loss.dice)(logits, target, everything).item() == pytest.approx(expected)
 
 
-def test_dice_ignores_nan_where_nothing_is_labelled():
+def test_dice_ignores_nan_where_nothing_is_labeled():
     dice, logits, target, valid = make("dice")
     garbage = logits.masked_fill(~valid[:, None], float("nan")).requires_grad_()
     value = dice(garbage, target.masked_fill(~valid, 255), valid)

@@ -66,7 +66,7 @@ def test_the_script(script, trained, rooms_folder, tmp_path):
     done = script(PICTURES, "results", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     width, height = Image.open(tmp_path / "media" / "rooms.jpg").size
-    # The image; segmentation, depth and normals, each predicted and labelled.
+    # The image; segmentation, depth and normals, each predicted and labeled.
     assert width == 7 * 320 and height > 4 * 240
     options = ["--checkpoint", trained / "best.pt", "--picture", min((rooms_folder / "rgb").iterdir())]
     done = script(PICTURES, "cloud", *options, cwd=tmp_path)

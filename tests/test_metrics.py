@@ -130,7 +130,7 @@ def test_normals_by_hand():
 
 
 @pytest.mark.parametrize("metrics", [SegmentationMetrics(CLASSES), DepthMetrics(Protocol()), NormalMetrics()])
-def test_nothing_labelled_gives_no_numbers(metrics):
+def test_nothing_labeled_gives_no_numbers(metrics):
     assert metrics.compute() == {}
     if isinstance(metrics, SegmentationMetrics):
         metrics.update(torch.zeros(1, 3, 3, dtype=torch.uint8), torch.full((1, 3, 3), 255, dtype=torch.uint8))

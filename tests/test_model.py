@@ -225,9 +225,9 @@ def test_published_checkpoints_give_what_the_published_inference_gives(tmp_path,
         assert np.allclose(ours["normals"].transpose(1, 2, 0), expected, atol=2e-2)
     if classes == 40:
         assert network.tasks["segmentation"].classes == CLASS_LISTS["nyu40"]
-        assert network.tasks["segmentation"].colors[0] == (128, 0, 0), "colour index class + 1"
+        assert network.tasks["segmentation"].colors[0] == (128, 0, 0), "color index class + 1"
     if classes == 6:
-        assert network.tasks["segmentation"].colors[0] == (0, 0, 0), "colour index class"
+        assert network.tasks["segmentation"].colors[0] == (0, 0, 0), "color index class"
     if classes == 46:
         road = Predictor(network, "eager", domain="kitti")(image)["segmentation"]
         assert (road == full[0][..., 40:].argmax(2)).mean() > 0.999, "KITTI has the last six outputs"

@@ -148,9 +148,9 @@ LABELS = (24, 32)
         ),
         (
             lambda root: write_png(root / "masks/4.png", np.full(LABELS, 255, U8)),
-            "nothing labelled", r"masks/4.png: no pixel of this segmentation label",
+            "nothing labeled", r"masks/4.png: no pixel of this segmentation label",
         ),
-        (lambda root: write_png(root / "depth/4.png", np.zeros(LABELS, U16)), "nothing labelled", r"depth/4.png"),
+        (lambda root: write_png(root / "depth/4.png", np.zeros(LABELS, U16)), "nothing labeled", r"depth/4.png"),
         (lambda root: write_png(root / "depth/4.png", np.full(LABELS, 9, U16)), "unlikely depth", r"below 0.009 m"),
         (lambda root: write_png(root / "depth/4.png", np.full(LABELS, 20000, U16)), "unlikely depth", r"100% .* max"),
         (

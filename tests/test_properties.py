@@ -142,11 +142,11 @@ def test_views_of_labels_are_the_room_rendered_again(index, zoom, mirror, data):
     st.integers(0, 2**31),
     st.floats(0, 0.9),
 )
-def test_segmentation_equals_torchmetrics_on_any_maps(classes, batch, height, width, seed, unlabelled):
+def test_segmentation_equals_torchmetrics_on_any_maps(classes, batch, height, width, seed, unlabeled):
     random = torch.Generator().manual_seed(seed)
     target = torch.randint(0, classes, (batch, height, width), generator=random)
     prediction = torch.randint(0, classes, (batch, height, width), generator=random)
-    target[torch.rand(target.shape, generator=random) < unlabelled] = NO_CLASS
+    target[torch.rand(target.shape, generator=random) < unlabeled] = NO_CLASS
     names = tuple(map(str, range(classes)))
     whole, parts = SegmentationMetrics(names), [SegmentationMetrics(names) for _ in range(batch)]
     whole.update(prediction.to(torch.uint8), target.to(torch.uint8))

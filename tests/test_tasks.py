@@ -160,7 +160,7 @@ def test_a_flat_wall_can_be_drawn():
     assert not Depth().draw(np.zeros((5, 7), np.float32)).any()
 
 
-def test_depth_colours_are_of_a_fixed_range():
+def test_depth_colors_are_of_a_fixed_range():
     frame = np.float32([[1.0, 2.0, 9.0]])
     assert np.array_equal(Depth().draw(frame)[0, :2], Depth().draw(frame[:, :2])[0])
 
@@ -180,9 +180,9 @@ def test_palette_masks_are_read_as_ids(tmp_path):
     assert np.array_equal(task.read(tmp_path / "m.png", section), ids)
 
 
-def test_class_lists_and_colours():
+def test_class_lists_and_colors():
     assert len(CLASS_LISTS["nyu40"]) == 40 and CLASS_LISTS["nyu40"][21] == "ceiling"
-    # Known entries of the PASCAL VOC colour map.
+    # Known entries of the PASCAL VOC color map.
     assert class_palette()[[0, 1, 2, 15, 255]].tolist() == [
         [0, 0, 0],
         [128, 0, 0],

@@ -53,7 +53,7 @@ def test_what_is_written_is_read(clip):
     for number, frame in enumerate(frames):
         assert frame.image.shape == (60, 82, 3)
         assert frame.seconds == pytest.approx(number / 10 if number < 10 else number / 5 - 1, abs=1e-3)
-        assert np.abs(frame.image.astype(int) - scene(number)[:60, :82]).mean() < 12  # colours at half the resolution
+        assert np.abs(frame.image.astype(int) - scene(number)[:60, :82]).mean() < 12  # colors at half the resolution
 
 
 @pytest.mark.parametrize("view", ["side", "overlay"])
@@ -174,7 +174,7 @@ def test_smoothing_holds_what_stands_still_and_lets_go_of_what_moves():
     moved = picture.clone()
     moved[..., :8] = 255 - moved[..., :8]
     after = smoother(moved, {"depth": torch.full((1, 1, 4, 4), 9.0)})["depth"]
-    assert torch.equal(after[..., :2], torch.full((1, 1, 4, 2), 9.0)), "other colours: what is there now"
+    assert torch.equal(after[..., :2], torch.full((1, 1, 4, 2), 9.0)), "other colors: what is there now"
     assert (after[..., 2:] < 5).all()
 
 

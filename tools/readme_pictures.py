@@ -49,7 +49,7 @@ def smaller(image: np.ndarray, width: int = PANEL_WIDTH) -> np.ndarray:
 
 
 def draw_results(predictor: Predictor, root: Path, split: str, count: int) -> np.ndarray:
-    """`count` evenly spaced frames of a split, a row each: for each labelled task its prediction and its label."""
+    """`count` evenly spaced frames of a split, a row each: for each labeled task its prediction and its label."""
     folder = read_folder(root)
     if folder.name not in predictor.backend.domains:
         raise ValueError(f"{root}: the network was not trained on {folder.name}")
@@ -66,7 +66,7 @@ def draw_results(predictor: Predictor, root: Path, split: str, count: int) -> np
                 label = read_label(task, frame.labels[name], folder.sections[name], image.shape[:2])
                 size = image.shape[:2]
                 panels.append((name, smaller(task.draw(found[name], size)), task.legend(found[name])))
-                panels.append((f"{name}, labelled", smaller(task.draw(label, size)), []))
+                panels.append((f"{name}, labeled", smaller(task.draw(label, size)), []))
         rows.append(side_by_side(panels, lines=2))
     return np.concatenate(rows)
 
@@ -122,7 +122,7 @@ def render(surface: Surface, colors: np.ndarray, pose: np.ndarray, camera: Mappi
 
 
 def draw_surface(predictor: Predictor, root: Path) -> np.ndarray:
-    """The surface of a folder with poses, of predicted depth: its colours, its classes, and the plan."""
+    """The surface of a folder with poses, of predicted depth: its colors, its classes, and the plan."""
     missing = [what for what in ("classes", "metres") if not task_giving(what, predictor.tasks)]
     if missing:
         raise ValueError(f"the network gives no {' and no '.join(missing)}")

@@ -75,9 +75,9 @@ def pick_tasks(network: Network | Backend, folder: Folder, path: Path, domain: s
 
     Raises ValueError when none fit, or no task has labels there.
     """
-    labelled = label_tasks(folder)
-    if not set(network.tasks) & set(labelled):
-        raise ValueError(f"{folder.root} has labels for {', '.join(labelled)}, {path} for {', '.join(network.tasks)}")
+    labeled = label_tasks(folder)
+    if not set(network.tasks) & set(labeled):
+        raise ValueError(f"{folder.root} has labels for {', '.join(labeled)}, {path} for {', '.join(network.tasks)}")
     named = [network.domains[folder.name]] if folder.name in network.domains else []
     choices = [*named, *network.domains.values(), network.tasks]
     if domain:

@@ -32,7 +32,7 @@ def shares(task: Task, ids: np.ndarray, depth: np.ndarray | None) -> list[list[s
 def hover_plot(
     task: Task, depth: np.ndarray, ids: np.ndarray | None, classes: Sequence[str]
 ) -> plotly.graph_objects.Figure:
-    """depth (H, W) in meters as a heat map; the pointer shows the value, and the class of ids (H, W)."""
+    """depth (H, W) in metres as a heat map; the pointer shows the value, and the class of ids (H, W)."""
     import plotly.graph_objects as go
 
     step = -(-max(depth.shape) // HOVER_SIDE)
