@@ -81,7 +81,7 @@ def flicker(predictor: Predictor, image: np.ndarray, strength: float, count: int
 
     The first ten frames are left out: smoothing starts with them.
     """
-    smoother, last, sums = Smoother(strength), {}, {}
+    smoother, last, sums = Smoother(strength, predictor.backend.tasks), {}, {}
     for number, frame in enumerate(noisy(image, count)):
         now = predictor.batch([frame], smoother)[0]
         for name, value in now.items() if number > 10 else ():

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import subprocess
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import openmp  # noqa: F401 - so that the fork server has the environment that the tests have from here on
 
 import forkserver
 import numpy as np
@@ -20,6 +23,9 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+# A shell's background process ignores SIGINT, and so would all scripts that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 LONGEST = (
     "test_processes", "test_train", "test_faults", "test_export", "test_domains", "test_forkserver", "test_teach",
     "test_benchmark", "test_hostile", "test_video", "test_app",

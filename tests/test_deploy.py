@@ -39,8 +39,7 @@ from tasks import Segmentation, tasks_to_plain
 
 LONG_SIDE = 64  # of the training
 SIZE = (96, 128)  # of the graph: another
-(PROGRAM,) = re.findall(r"```python
-(.*?)```", (ROOT / "docs" / "EXPORT.md").read_text(), re.DOTALL)
+(PROGRAM,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "EXPORT.md").read_text(), re.DOTALL)
 
 
 def picture(height: int, width: int) -> np.ndarray:

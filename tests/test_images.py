@@ -38,7 +38,7 @@ def through_training(path: Path) -> None:
 
 
 def through_check(path: Path) -> None:
-    faults = check_frame(frame_of(path), {}).faults
+    faults = check_frame(frame_of(path), Folder(path.parent, "set", {}, ("image",), {}, {}), {}).faults
     raise ValueError(faults[0].what if faults else "")
 
 

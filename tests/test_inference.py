@@ -325,7 +325,10 @@ def test_an_error_in_a_pipeline_drops_what_has_not_begun(where):
     assert len(set(done)) < 499
 
 
-def test_ctrl_c_in_a_pipeline_waits_for_what_runs():
+def test_ctrl_c_in_a_pipeline_waits_for_what_runs(request):
+    # Trainings of other tests leave a handler of their own.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     ended, began = [], threading.Event()
 
     def predict(item: int) -> None:

@@ -96,7 +96,7 @@ def test_two_processes_take_the_steps_of_one(in_two, data, script, tmp_path, bat
         for name in alone.keys() - {"images_per_s", "waiting_for_data", "kind"}:
             assert together[name] == pytest.approx(alone[name], rel=1e-4), name
     losses = [entry["segmentation"] for entry in entries(in_two, "train")]
-    assert abs(losses[-1] - losses[0]) > 1e-3, "the steps are large enough to tell them apart"
+    assert abs(losses[-1] - losses[0]) > 2e-4 * losses[0], "the steps are large enough to tell them apart"
 
 
 def test_accumulated_batches_of_two_processes_with_adamw_and_clipping(torchrun, data, script, tmp_path):
@@ -225,7 +225,7 @@ def test_a_folder_is_shared_out(in_two, script, torchrun, rooms_folder, tmp_path
     done = torchrun(2, "inference.py", *options, tmp_path / "two")
     assert done.stderr.count("error: ") == 1 and "2b.png" in done.stderr
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
-    assert one == two and len(one) == 7 * 5
+    assert one == two and len(one) == 7 * 6
     # Killed before it was done: the rest is made, and nothing is made again.
     (tmp_path / "two" / "3_overview.jpg").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "two").iterdir()}

@@ -63,5 +63,6 @@ def test_links_lead_somewhere_and_pictures_are_small():
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
     pictures = [path for path in (ROOT / "media").iterdir() if path.suffix in (".png", ".jpg", ".gif")]
-    assert all(f"media/{path.name}" in README or path.name == "sample.jpg" for path in pictures), pictures
+    text = README + "".join(page.read_text() for page in ROOT.glob("docs/*.md"))
+    assert all(f"media/{path.name}" in text or path.name == "sample.jpg" for path in pictures), pictures
     assert sum(path.stat().st_size for path in pictures) < 1_500_000

@@ -402,7 +402,7 @@ def test_bad_checkpoints_get_one_line(trained, script, tmp_path, kind):
     assert all(str(path) in line for line in lines) and not marker.exists()
     expected = {
         "truncated": "damaged", "text": "damaged", "empty": "damaged", "code": "code", "newer": "version 99",
-        "other": "not a checkpoint of this project", "classes": "shape",
+        "other": "not a checkpoint of this project", "classes": "colors",
     }  # fmt: skip
     assert all(expected[kind] in line for line in lines)
 
