@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import signal
 import subprocess
@@ -83,7 +82,7 @@ def script() -> Script:
         name: str, *arguments: object, cwd: Path | None = None, fresh: bool = False, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         process = forkserver.start(
-            name, *arguments, cwd=cwd or ROOT, environment={**os.environ, **environment}, fresh=fresh
+            name, *arguments, cwd=cwd or ROOT, environment={**forkserver.ENVIRONMENT, **environment}, fresh=fresh
         )
         try:
             out, errors = process.communicate(timeout=300)

@@ -34,6 +34,8 @@ PACKAGES = (
     "torch", "torch._dynamo", "torch.utils.tensorboard", "torchvision", "timm", "albumentations", "cv2", "PIL.Image",
     "yaml", "safetensors.torch", "tqdm",
 )  # fmt: skip
+# The environment of a user. Libraries that tests import later put variables of their own into os.environ.
+ENVIRONMENT = dict(os.environ)
 # Environment variables that are read while a script runs, not when a package is imported or Python starts.
 AT_RUN_TIME = {
     "TRACEBACK", "TMPDIR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
@@ -120,14 +122,13 @@ class Server:
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.socket: socket.socket | None = None
-        self.environment: dict[str, str] = {}
+        self.environment = ENVIRONMENT
 
     def run(self) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.environment = dict(os.environ)
         words = [sys.executable, str(Path(__file__).resolve()), str(theirs.fileno()), *imports()]
         self.process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=self.environment
         )
         theirs.close()
 
@@ -177,7 +178,7 @@ def start(
     fresh: a true start, for what a fork cannot show: imports that are missing, packages that are not installed, limits.
     """
     words = [str(word) for word in words]
-    values = dict(os.environ if environment is None else environment)
+    values = dict(ENVIRONMENT if environment is None else environment)
     if words[0].endswith(".py"):
         words[0] = str(ROOT / words[0])
     else:

@@ -63,8 +63,7 @@ if __name__ == "__main__":
     "PYTEST_CURRENT_TEST" in os.environ, sys.stdin.read(), sys.stdout.isatty(), sys.stdout.encoding,
     os.getpgrp() == os.getpid(), os.getsid(0) == os.getpid()]))
 """
-    values = {**os.environ, "RANK": "3", "TMPDIR": str(tmp_path)}
-    del values["PYTEST_CURRENT_TEST"]
+    values = {**forkserver.ENVIRONMENT, "RANK": "3", "TMPDIR": str(tmp_path)}
     process = program(code, "a b", 2, cwd=tmp_path, environment=values, new_session=True, fresh=fresh)
     printed, errors = process.communicate(timeout=60)
     path = str(tmp_path / "program.py")
@@ -108,7 +107,9 @@ def test_a_fork_begins_with_torch_and_with_one_thread(program):
 
 @only_forks
 def test_what_python_reads_at_its_start_makes_a_true_start(program):
-    process = program("import sys\nprint(sys.flags.dev_mode)", environment={**os.environ, "PYTHONDEVMODE": "1"})
+    process = program(
+        "import sys\nprint(sys.flags.dev_mode)", environment={**forkserver.ENVIRONMENT, "PYTHONDEVMODE": "1"}
+    )
     assert isinstance(process, subprocess.Popen) and process.communicate(timeout=60)[0] == "True\n"
 
 
@@ -158,3 +159,10 @@ def test_each_script_starts_without_the_fork_server(script, name, tmp_path):
     """A true start: an import that the fork server's own imports would hide fails here."""
     done = script(name, "--help", cwd=tmp_path, fresh=True)
     assert (done.returncode, done.stderr) == (0, "") and name in done.stdout
+
+
+@only_forks
+def test_what_libraries_put_into_the_environment_of_the_tests_costs_no_fork(program, monkeypatch):
+    monkeypatch.setenv("SET_BY_A_LIBRARY", "1")
+    code = "import os, sys\nprint('torch' in sys.modules, 'SET_BY_A_LIBRARY' in os.environ)"
+    assert program(code).communicate(timeout=60)[0] == "True False\n"
