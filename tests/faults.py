@@ -22,12 +22,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import openmp  # noqa: F401 - so that the fork server has the environment of the trainings
+
+import forkserver
 import torch
 
 from networks.checkpoints import read_checkpoint
 from rooms import generate
 
 ROOT = Path(__file__).resolve().parents[1]
+Process = forkserver.Fork | subprocess.Popen[str]
 SETTINGS = {
     "long_side": 0, "crop": "64,64", "encoder": "mobilenetv3_small_050", "decoder_width": 8, "crp_stages": 1,
     "class_weights": "none", "batch_size": 4, "epochs": 8, "eval_every": 2, "warmup_steps": 2, "workers": 0,
@@ -40,14 +44,17 @@ def options(**changes: object) -> list[str]:
     return [word for name, value in {**SETTINGS, **changes}.items() for word in (f"--{name}", str(value))]
 
 
-def start(*arguments: object, **settings: object) -> subprocess.Popen[str]:
+def start(*arguments: object, preexec_fn: Callable[[], None] | None = None) -> Process:
+    """Starts train.py in a session of its own: in a fork, or with `preexec_fn` truly."""
+    if preexec_fn is None:
+        return forkserver.start("train.py", *arguments, new_session=True)
     words = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
     return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **settings
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=preexec_fn
     )
 
 
-def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+def finish(process: Process) -> subprocess.CompletedProcess[str]:
     """Waits for the end; raises TimeoutExpired when it hangs."""
     try:
         out, errors = process.communicate(timeout=300)
@@ -57,7 +64,9 @@ def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> bool:
+def wait_until(
+    condition: Callable[[], bool], process: forkserver.Fork | subprocess.Popen[str], seconds: float = 120
+) -> bool:
     """Looks often; False when the process ended first."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -465,7 +465,7 @@ def checkpoints(good: Path) -> Iterator[tuple[str, str, bytes | dict[str, object
     other_classes = {**tasks, "segmentation": {**tasks["segmentation"], "classes": classes}}
     yield "wrong content", "other_classes.pt", {**content, "tasks": other_classes}
     yield "wrong content", "unknown_task.pt", {**content, "tasks": {"smell": tasks["segmentation"]}}
-    yield "wrong content", "unknown_setting.pt", {**content, "config": {**content["config"], "color": 1}}
+    yield "wrong content", "unknown_setting.pt", {**content, "config": {**content["config"], "colors": 1}}
     yield "wrong content", "unknown_encoder.pt", {**content, "config": {**content["config"], "encoder": "x" * 1000}}
     yield "wrong content", "a_billion_wide.pt", {**content, "config": {**content["config"], "decoder_width": 10**9}}
     yield "no checkpoint", "empty.pt", b""
