@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -16,8 +17,7 @@ def task_from_fields(kind: type[Task], state: object) -> Task:
     """The task with these fields. Raises ValueError that names the field, what it got and what is allowed."""
     if not isinstance(state, Mapping):
         raise ValueError(f"{kind.name} is {shown(state)}; it takes a table of its fields")
-    hints = typing.get_type_hints(kind)
-    known = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    known = field_types(kind)
     for name in state:
         if name not in known:
             raise ValueError(f"{kind.name}: unknown field {shown(name)}{near(str(name), known)}, of another version")
@@ -27,6 +27,16 @@ def task_from_fields(kind: type[Task], state: object) -> Task:
     except ValueError as problem:
         raise ValueError(f"{kind.name}: {problem}") from None
     return task
+
+
+def field_types(kind: type[Task]) -> dict[str, object]:
+    """{field: its type}. Not `get_type_hints(kind)`: Python 3.10 refuses classes that hold a plain ClassVar."""
+    names, found = {field.name for field in dataclasses.fields(kind)}, {}
+    for base in reversed(kind.__mro__):
+        own = {name: hint for name, hint in vars(base).get("__annotations__", {}).items() if name in names}
+        holder = types.SimpleNamespace(__annotations__=own)
+        found |= typing.get_type_hints(holder, vars(sys.modules[base.__module__]))
+    return found
 
 
 def as_type(value: object, hint: object, name: str) -> object:
