@@ -145,13 +145,24 @@ def backends(words: Sequence[str]) -> None:
 
 
 def folder(words: Sequence[str]) -> None:
-    parser = make_parser("folder", 20)
+    measured_as_a_whole("folder", 20, measure_folders, words)
+
+
+def video(words: Sequence[str]) -> None:
+    measured_as_a_whole("video", 4, measure_videos, words)
+
+
+def measured_as_a_whole(
+    name: str, repeats: int, measure: Callable[..., list[dict[str, object]]], words: Sequence[str]
+) -> None:
+    """A command whose only options are the size and the networks."""
+    parser = make_parser(name, repeats)
     add_size(parser)
     add_networks(parser, ONE)
     arguments = parser.parse_args(words)
     options, made = options_from(arguments), networks_from(parser, arguments)
     where = start(options.device)
-    finish(arguments, where, measure_folders(options, made))
+    finish(arguments, where, measure(options, made))
 
 
 def growth(words: Sequence[str]) -> None:
@@ -166,16 +177,6 @@ def growth(words: Sequence[str]) -> None:
     if arguments.plot:
         plot_growth(results, arguments.plot)
     finish(arguments, where, results)
-
-
-def video(words: Sequence[str]) -> None:
-    parser = make_parser("video", 4)
-    add_size(parser)
-    add_networks(parser, ONE)
-    arguments = parser.parse_args(words)
-    options, made = options_from(arguments), networks_from(parser, arguments)
-    where = start(options.device)
-    finish(arguments, where, measure_videos(options, made))
 
 
 def train(words: Sequence[str]) -> None:
