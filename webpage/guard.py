@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ANSWER = "answer-"  # folders with this prefix are the app's own, which it deletes itself
 UPLOADS_KEPT = 100  # files of the page (uploads, pictures shown); the oldest go first
@@ -60,6 +60,16 @@ class Guard:
             if problem := refusal(headers.get("host", ""), headers.get("origin", ""), self.names):
                 await PlainTextResponse(problem, 403)(scope, receive, send)
                 return
+            if scope["method"] == "POST" and scope["path"].endswith("/upload"):
+                send = self.deletes_first(send)
         await self.app(scope, receive, send)
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/upload"):
-            delete_oldest(self.folder, UPLOADS_KEPT, UPLOADS_KEPT_BYTES)
+
+    def deletes_first(self, send: Send) -> Send:
+        """`send` that deletes the oldest files before the answer: whoever has it sees no more files than allowed."""
+
+        async def send_after(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                delete_oldest(self.folder, UPLOADS_KEPT, UPLOADS_KEPT_BYTES)
+            await send(message)
+
+        return send_after
