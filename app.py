@@ -28,7 +28,6 @@ import openmp  # noqa: F401 - before torch
 import cv2
 import numpy as np
 
-from config import Parser, number, positive_int
 from deploy.backends import BACKENDS
 from deploy.predictor import Predictor, save_predictions
 from geometry import camera_with
@@ -36,6 +35,7 @@ from images import SAMPLE, count_pixels, read_image
 from networks.checkpoints import newest_checkpoint
 from scene3d.fusion import cloud
 from tasks import task_giving
+from user_input.flags import Parser, number, positive_int
 from utils import require, run, setup_cpu
 from webpage.charts import cloud_plot, hover_plot, shares
 from webpage.guard import ANSWER, Guard

@@ -32,8 +32,11 @@ from benchmarks.scaling import growth_series, measure_folders, measure_growth, p
 from benchmarks.timing import MakeNetwork, Options, conditions, random_network, write_json
 from benchmarks.training import measure_loop, measure_steps
 from benchmarks.video import measure_videos
-from config import Config, Parser, make_config, near, number, positive_int, read_yaml, refuse, width_and_height
+from config import Config, make_config
 from model import load_network
+from user_input.flags import Parser, number, positive_int, refuse, width_and_height
+from user_input.text_files import read_yaml
+from user_input.values import near
 from utils import pick_device, run, setup_cpu
 
 MANY = "mobilenetv2_paper,mobilenetv2_100,tf_efficientnet_lite0,resnet18,resnet34,resnet50,resnet101,resnet152"

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
-import json
-import math
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
+from user_input.flags import Parser
+from user_input.text_files import read_yaml
+from user_input.values import convert, near
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,6 @@ CHOICES = {
     "schedule": ("poly", "cosine", "constant"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
 }
-MOST_YAML_BYTES = 2**20
 AT_LEAST = {
     "long_side": 0, "workers": 0, "rotation": 0, "color": 0, "decoder_width": 1, "crp_stages": 1, "epochs": 1,
     "batch_size": 1, "accumulate": 1, "lr_encoder": 0, "lr_decoder": 0, "momentum": 0, "weight_decay": 0,
@@ -119,12 +117,6 @@ AT_MOST = {  # neither a slip of the finger nor a checkpoint of others may fill 
     "warmup_steps": 10**9, "eval_every": 10**9, "log_every": 10**9, "save_minutes": 10**6, "seed": 2**32 - 1,
 }  # fmt: skip
 LARGEST_CROP, LARGEST_ZOOM = 8192, 16.0
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)' for a name that looks like a known one, else ''."""
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 def make_config(values: dict[str, object], where: str, base: Config | None = None) -> Config:
@@ -181,193 +173,10 @@ def _shares(value: object) -> object:
     return {folder.strip(): share for folder, _, share in pairs}
 
 
-def convert(value: object, kind: type, where: str) -> object:
-    """`value` as `kind`: str, int, float, bool, tuple[...] or dict[str, ...]. Raises ValueError at `where`."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        if not isinstance(items, Sequence):
-            raise ValueError(f"{where} is {value!r}; it takes a list")
-        items = [item.strip() if isinstance(item, str) else item for item in items if item != ""]
-        if arguments[-1] is not Ellipsis and len(items) != len(arguments):
-            raise ValueError(f"{where} is {value!r}; it takes {len(arguments)} values")
-        return tuple(convert(item, arguments[0], where) for item in items)
-    if origin is dict:
-        if isinstance(value, str):
-            pairs = [pair.partition("=") for pair in value.split(",") if pair]
-            if not all(separator for _, separator, _ in pairs):
-                raise ValueError(f"{where} is {value!r}; it takes name=value,name=value")
-            value = {name.strip(): item for name, _, item in pairs}
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} is {value!r}; it takes names with values")
-        return {name: convert(item, arguments[1], f"{where}.{name}") for name, item in value.items()}
-    if isinstance(value, list | tuple | dict):
-        raise ValueError(f"{where} is {value!r}; it takes one {kind.__name__}")
-    text = str(value).strip()
-    if kind is bool:
-        words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False}
-        if text.lower() not in words and text != "0":
-            raise ValueError(f"{where} is {value!r}; it takes true or false")
-        return words.get(text.lower(), False)
-    try:
-        number = kind(text)
-    except ValueError:
-        raise ValueError(f"{where} is {value!r}; it takes {_NAMES[kind]}") from None
-    if kind is float and not math.isfinite(number):
-        raise ValueError(f"{where} is {value!r}; it takes a finite number")
-    return number
-
-
-_NAMES = {int: "a whole number", float: "a number", str: "text"}
-
-
 def plain(config: Config) -> dict[str, object]:
     """The settings as plain types, for checkpoints and YAML; `make_config` reads them back."""
     values = dataclasses.asdict(config)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def read_json(text: str) -> dict[str, object]:
-    """What json.dumps made of plain values, with tuples for the lists. Raises ValueError."""
-
-    def tuples(value: object) -> object:
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-    try:
-        content = json.loads(text, object_hook=lambda entry: {key: tuples(value) for key, value in entry.items()})
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if not isinstance(content, dict):
-        raise ValueError("it is no table of names and values")
-    return content
-
-
-def read_yaml(path: Path) -> dict[str, object]:
-    """A YAML file as nested dicts and lists whose leaves are all strings.
-
-    The reader of a value converts it by the type that it wants, so that `1e-4` is a number, `off` a word where
-    a word is wanted, and `010` ten. Tags and aliases are refused: nothing from a file is executed or multiplied.
-    Raises FileNotFoundError, or ValueError with file and line.
-    """
-    return parse_yaml(read_text(path, MOST_YAML_BYTES), path)
-
-
-def read_text(path: Path, most_bytes: int) -> str:
-    """A UTF-8 text file. Raises FileNotFoundError for what is no regular file, such as a pipe or a device, which may
-    have no end, and ValueError for more than `most_bytes` or another encoding; both name the file."""
-    if not path.is_file():
-        what = "not a regular file" if path.exists() else "no such file"
-        raise FileNotFoundError(f"{path}: {what}")
-    with path.open("rb") as file:
-        content = file.read(most_bytes + 1)
-    if len(content) > most_bytes:
-        raise ValueError(f"{path}: more than {most_bytes:,} bytes, the most that is read of such a file")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise ValueError(f"{path}: not a UTF-8 text file ({problem.reason} at byte {problem.start:,})") from None
-
-
-def parse_yaml(text: str, path: Path) -> dict[str, object]:
-    """`read_yaml` of text that stands in the file, or shall stand there."""
-    try:
-        node = yaml.compose(text, Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError) as problem:
-        raise ValueError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}") from None
-    seen: set[int] = set()
-
-    def build(node: yaml.Node) -> object:
-        line = f"{path}:{node.start_mark.line + 1}"
-        if id(node) in seen:
-            raise ValueError(f"{line}: YAML aliases (*name) are not accepted")
-        seen.add(id(node))
-        if node.tag.rpartition(":")[2] not in ("str", "seq", "map"):
-            raise ValueError(f"{line}: YAML tag {node.tag!r} is not accepted")
-        if isinstance(node, yaml.ScalarNode):
-            return node.value
-        if isinstance(node, yaml.SequenceNode):
-            return [build(item) for item in node.value]
-        result: dict[str, object] = {}
-        for key, item in node.value:
-            name = build(key)
-            if not isinstance(name, str) or name in result:
-                raise ValueError(f"{line}: {name!r} is not a name, or stands twice")
-            result[name] = build(item)
-        return result
-
-    values = {} if node is None else build(node)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected 'name: value' lines")
-    return values
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are ValueErrors of one line that name the nearest flag."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise ValueError(message)
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: object = None) -> argparse.Namespace:
-        result, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            raise ValueError(f"unknown argument {unknown[0]!r}{near(unknown[0].partition('=')[0], flags)}")
-        return result
-
-
-def number(
-    kind: type[int] | type[float],
-    least: float = -math.inf,
-    most: float = math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-) -> Callable[[str], int | float]:
-    """An argparse type: a whole number (int) or a number (float) in a range; `above` and `below` leave out the end."""
-    limits = {"at least": least, "above": above, "at most": most, "below": below}
-    allowed = " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if math.isfinite(limit))
-
-    def read(text: str) -> int | float:
-        try:
-            value = convert(text, kind, "it")
-        except ValueError:
-            value = math.nan
-        if not (least <= value <= most and above < value < below):
-            raise argparse.ArgumentTypeError(f"got {text!r}; it takes {_NAMES[kind]}{', ' if allowed else ''}{allowed}")
-        return value
-
-    return read
-
-
-positive_int = number(int, least=1)
-fraction = number(float, least=0, most=1)
-
-
-def width_and_height(least: int, most: int) -> Callable[[str], tuple[int, int]]:
-    """An argparse type: WIDTHxHEIGHT in pixels, each in a range -> (height, width)."""
-
-    def read(text: str) -> tuple[int, int]:
-        sides = text.lower().split("x")
-        try:
-            width, height = (convert(side, int, "it") for side in sides)
-        except ValueError:
-            width = height = -1
-        if not all(least <= side <= most for side in (width, height)):
-            raise argparse.ArgumentTypeError(
-                f"got {text!r}; it takes WIDTHxHEIGHT, such as 640x480, each at least {least} and at most {most}"
-            )
-        return height, width
-
-    return read
-
-
-def refuse(parser: Parser, arguments: argparse.Namespace, names: Iterable[str], reason: str) -> None:
-    """Raises ValueError for the first of these options that is not at its default: it would do nothing."""
-    for name in names:
-        if getattr(arguments, name) != parser.get_default(name):
-            raise ValueError(f"--{name} {reason}")
 
 
 def add_settings(parser: Parser) -> None:

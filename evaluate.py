@@ -19,7 +19,7 @@ import openmp  # noqa: F401 - before torch
 import torch
 
 import distributed
-from config import Parser, convert, make_config, number
+from config import make_config
 from deploy.backends import BACKENDS, Backend, open_network
 from folders import Folder, read_folder
 from metrics import CROPS, Protocol
@@ -27,6 +27,8 @@ from model import Network
 from networks.checkpoints import check_sha256, newest_checkpoint
 from tasks import Task
 from training.evaluation import Settings, evaluate_folder, pick_tasks
+from user_input.flags import Parser, number
+from user_input.values import convert
 from utils import pick_device, run, setup_cpu, whole_file
 
 

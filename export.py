@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import Parser, fraction, number, positive_int, refuse, width_and_height
 from deploy.backends import Backend
 from deploy.file_formats import FORMATS, replacing
 from deploy.proof import differences, several_sizes
@@ -42,6 +41,7 @@ from model import LEAST_SIDE, Network, load_network, mixed_domains, tasks_of
 from networks.checkpoints import file_sha256, newest_checkpoint
 from tasks import Task
 from training.evaluation import Settings, evaluate_folder, pick_tasks
+from user_input.flags import Parser, fraction, number, positive_int, refuse, width_and_height
 from utils import run, setup_cpu
 
 CHECKED_PICTURES = 8

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from config import Config, convert, near, read_text, read_yaml
+from config import Config
 from tasks import TASKS, Task
 from tasks.base import check_keys
+from user_input.text_files import read_text, read_yaml
+from user_input.values import convert, near
 
 MOST_FRAMES, MOST_LIST_BYTES = 2**18, 2**27  # of a list file; the largest of the public data sets have 10^5 frames
 TEACHER_FILE = "teacher.yaml"  # beside a teacher's label files: who it was, and its settings

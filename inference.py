@@ -27,7 +27,6 @@ import openmp  # noqa: F401 - before torch
 import torch
 
 import distributed
-from config import Parser, number, refuse
 from deploy.backends import BACKENDS
 from deploy.image_folder import Job, expand_patterns, find_inputs, make_jobs, predict_files, refuse_files_of_others
 from deploy.predictor import Predictor
@@ -35,6 +34,7 @@ from deploy.video import VIEWS, is_video, predict_video, video_name
 from images import SAMPLE
 from model import mixed_domains
 from networks.checkpoints import check_sha256, newest_checkpoint
+from user_input.flags import Parser, number, refuse
 from utils import printable, run, setup_cpu
 
 __all__ = ["Predictor"]  # `from inference import Predictor`

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from config import Config, make_config, near, read_json
+from config import Config, make_config
 from geometry import LEAST_SIDE, resize_raw
 from networks.checkpoints import (
     CHECKPOINT_FORMAT,
@@ -27,6 +27,8 @@ from networks.decoders import DECODERS, build_decoder
 from networks.encoders import ShapesOnly, build_encoder, read_weights
 from networks.paper_checkpoints import read_published
 from tasks import CLASS_LISTS, Task, check_parts, tasks_from_plain
+from user_input.text_files import read_json
+from user_input.values import near
 
 # ---------------------------------------------------------------------------------------------- network
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import openmp  # noqa: F401 - before torch
 
-from config import Parser, convert, near
+from user_input.flags import Parser
+from user_input.values import convert, near
 from utils import run, whole_file
 
 NOT_CURVES = {"kind", "step", "epoch"}

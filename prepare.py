@@ -25,10 +25,11 @@ from pathlib import Path
 
 import openmp  # noqa: F401 - before torch
 
-from config import Parser, near
 from rooms import generate
 from sources import camvid, carvana, kitti, nyudv2, redkitchen, replica
 from sources.validate import check_folder
+from user_input.flags import Parser
+from user_input.values import near
 from utils import run
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import openmp  # noqa: F401 - before torch
 
-from config import Parser, convert, number, positive_int, refuse
 from deploy.backends import BACKENDS, FILES
 from deploy.predictor import Predictor
 from drawing import side_by_side
@@ -33,6 +32,8 @@ from scene3d.floor_plan import draw_plan, find_up
 from scene3d.fusion import Fusion, Surface, cloud, fuse, views_of
 from scene3d.posed_images import Scan, Shot, read_scan
 from tasks import task_giving
+from user_input.flags import Parser, number, positive_int, refuse
+from user_input.values import convert
 from utils import run, setup_cpu, whole_file
 
 MAX_DEPTH_M = 5.0  # default for folders: beyond, the depth of a Kinect and of these networks is poor

@@ -28,8 +28,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from config import Parser, convert, fraction, near, parse_yaml, read_yaml
-from config import number as in_range
 from dataset import group_by_shape
 from folders import TEACHER_FILE, Folder, Frame, read_folder, read_list, teacher_file
 from geometry import fitted_size, resize_image
@@ -38,6 +36,10 @@ from model import Network, load_network, tasks_of
 from networks.checkpoints import file_sha256
 from tasks import TASKS, Task
 from tasks.base import check_keys
+from user_input.flags import Parser, fraction
+from user_input.flags import number as in_range
+from user_input.text_files import parse_yaml, read_yaml
+from user_input.values import convert, near
 from utils import autocast, pick_device, pick_precision, run, setup_cpu, whole_file
 
 LARGEST_SIDE = 8192  # pixels of an ONNX teacher's input

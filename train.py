@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import distributed
-from config import Config, Parser, add_settings, plain
+from config import Config, add_settings, plain
 from dataset import (
     Frames,
     Mixture,
@@ -47,6 +47,7 @@ from training.evaluation import accumulate, values_of
 from training.log import Log
 from training.resume import locked, resume_run, start_run
 from training.step import Training, check_finite
+from user_input.flags import Parser
 from utils import autocast, machine, pick_device, pick_precision, run, seed_everything, setup_cpu, whole_file
 
 # ---------------------------------------------------------------------------------------------- reports

@@ -26,13 +26,13 @@ from benchmarks.timing import (
     p95,
     print_table,
 )
-from config import near
 from deploy.backends import BACKENDS, Backend
 from deploy.file_formats import write_openvino
 from deploy.predictor import Predictor
 from deploy.signature import make_signature
 from images import read_image
 from model import Network, count_cost
+from user_input.values import near
 from utils import autocast, pick_precision, setup_cpu
 
 # ---------------------------------------------------------------------------------------------- networks

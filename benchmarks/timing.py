@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from config import Config, near
+from config import Config
 from deploy.backends import Backend
 from deploy.predictor import Predictor
 from drawing import class_palette
 from images import SAMPLE, read_image
 from model import Network, build_network, count_cost
 from tasks import TASKS, Segmentation, Task
+from user_input.values import near
 from utils import machine, whole_file
 
 Result = TypeVar("Result")

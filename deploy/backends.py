@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import near
 from deploy.backend_base import STATIC_SHAPES, Backend, DeviceUnavailable
 from deploy.folding import simplified
 from deploy.graph_backends import Onnx, OpenVino, TensorRt
 from deploy.signature import make_signature
 from model import Network, load_network
 from tasks import Task
+from user_input.values import near
 from utils import pick_device, require
 
 __all__ = ["BACKENDS", "FILES", "Backend", "fastest", "open_backend", "open_network"]

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import Config, make_config, plain, read_json
+from config import Config, make_config, plain
 from geometry import fitted_size
 from images import MAX_PIXELS
 from model import LEAST_SIDE, Network
 from tasks import Task, tasks_from_plain, tasks_to_plain
+from user_input.text_files import read_json
 
 INPUT = "image"
 METADATA_KEY = "joint-segmentation-depth"

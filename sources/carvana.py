@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Parser
 from images import open_image
 from sources.archives import Pair, Source, refuse_unpaired, write_classes, write_data_set
+from user_input.flags import Parser
 from utils import refuse_existing
 
 CARVANA_URL = "https://www.kaggle.com/c/carvana-image-masking-challenge/data"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Parser, positive_int, refuse
 from sources.archives import Member, Pair, Source, check_depth, refuse_unpaired, write_classes, write_data_set
+from user_input.flags import Parser, positive_int, refuse
 from utils import refuse_existing
 
 SEMANTICS_URL = "https://www.cvlibs.net/datasets/kitti/eval_semseg.php?benchmark=semantics2015"

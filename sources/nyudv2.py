@@ -11,13 +11,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm import tqdm
 
-from config import Parser, refuse
 from folders import NYUD_LISTS, NYUD_YAML
 from images import write_png
 from networks.encoders import PaperMobileNetV2
 from sources.archives import CHUNK, extract, finish, refuse_full_disk, refuse_unsafe, zip_errors
 from sources.download import download
 from sources.parallel import in_threads
+from user_input.flags import Parser, refuse
 from utils import refuse_existing, whole_folder
 
 ARCHIVE_URL = "https://hydranets-data.s3.eu-west-3.amazonaws.com/hydranets-data-2.zip"

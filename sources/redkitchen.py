@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Parser
 from images import write_png
 from sources.archives import Member, Pair, Source, write_frames
+from user_input.flags import Parser
 from utils import refuse_existing
 
 TSDF_URL = "https://github.com/andyzeng/tsdf-fusion-python"

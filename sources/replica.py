@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Parser
 from drawing import class_palette
 from images import write_png
 from sources.archives import Member, Pair, Source, check_depth, write_frames
 from tasks import CLASS_LISTS, NO_CLASS
+from user_input.flags import Parser
 from utils import refuse_existing
 
 URL = "https://github.com/Aadit-Munjal/CSCI5561_Project"

@@ -14,12 +14,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from config import Config, near
+from config import Config
 from drawing import letterbox, side_by_side
 from folders import Folder, Frame, list_lines, make_tasks, parse_line, read_folder
 from images import read_image, write_png
 from sources.parallel import in_threads
 from tasks import Task
+from user_input.values import near
 
 EXAMPLES = 3  # of each kind of fault
 TILES = 12  # frames of the mosaic

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from config import near
 from tasks.base import Task
 from tasks.dense import DenseTask
 from tasks.depth import Depth
 from tasks.fields import shown, task_from_fields
 from tasks.normals import Normals
 from tasks.segmentation import CLASS_LISTS, NO_CLASS, Segmentation
+from user_input.values import near
 
 __all__ = [
     "CLASS_LISTS",

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import Config, near
+from config import Config
 from geometry import Pixels, View
 from loss import Loss
 from metrics import Metrics, Protocol
+from user_input.values import near
 
 Size = tuple[int, int]  # height, width
 Target = Tensor | Sequence[Tensor]

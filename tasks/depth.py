@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import loss
-from config import Config, convert
+from config import Config
 from geometry import View
 from images import read_label, row_parts, write_png
 from metrics import DepthMetrics, Protocol
 from tasks.base import Task, check_choice, check_keys
 from tasks.dense import DenseTask
 from tasks.survey import share_table
+from user_input.values import convert
 
 HISTOGRAM_BINS = 10_000  # of `survey`, from 0 to the data set's maximum: millimetres at 10 m
 USUAL_DEPTH_M = (0.1, 100.0)  # a median outside says that metres_per_unit is wrong

@@ -9,8 +9,8 @@ import types
 import typing
 from collections.abc import Mapping
 
-from config import near
 from tasks.base import Task
+from user_input.values import near
 
 
 def task_from_fields(kind: type[Task], state: object) -> Task:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import loss
-from config import CHOICES, Config, convert, near
+from config import CHOICES, Config
 from drawing import bars, class_palette, confusion, palette_of
 from geometry import argmax_resized, resize_raw
 from images import read_label, row_parts, write_png
@@ -25,6 +25,7 @@ from metrics import Protocol, SegmentationMetrics
 from tasks.base import Task, check_choice, check_keys
 from tasks.dense import DenseTask
 from tasks.survey import share_table
+from user_input.values import convert, near
 
 NO_CLASS = 255  # "no label" in labels as `read` gives them; files may use another number
 

@@ -17,12 +17,13 @@ from pathlib import Path
 import atheris
 import torch
 
-with atheris.instrument_imports(include=["config", "folders", "task", "tasks", "utils", "model"]):
-    from config import Config, make_config, parse_yaml, plain
+with atheris.instrument_imports(include=["config", "user_input", "folders", "tasks", "utils", "model"]):
+    from config import Config, make_config, plain
     from folders import Folder, parse_line, read_folder, read_list
     from model import load_network
     from networks.checkpoints import CHECKPOINT_FORMAT, CHECKPOINT_VERSION
     from tasks import Depth, tasks_to_plain
+    from user_input.text_files import parse_yaml
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 SMALL = Config(encoder="mobilenetv3_small_050", decoder_width=8, crp_stages=1, tasks=("depth",))

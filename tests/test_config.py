@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from config import Config, Parser, add_settings, config_from, make_config, plain, read_yaml
+from config import Config, add_settings, config_from, make_config, plain
+from user_input.flags import Parser
+from user_input.text_files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 

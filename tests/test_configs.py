@@ -8,7 +8,9 @@ import shlex
 import pytest
 from conftest import ROOT
 
-from config import Config, Parser, add_settings, config_from, make_config, read_yaml
+from config import Config, add_settings, config_from, make_config
+from user_input.flags import Parser
+from user_input.text_files import read_yaml
 
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import config
 import folders
-from config import read_yaml
 from folders import Folder, read_list
 from sources.validate import list_frames
+from user_input import text_files
+from user_input.text_files import read_yaml
 
 
 def folder_with(root: Path, train: str) -> Folder:
@@ -49,7 +49,7 @@ def test_long_files_are_refused(tmp_path, monkeypatch):
         read_list(folder_with(tmp_path, "train.txt"), "train")
     (tmp_path / "a.yaml").write_text("epochs: 1")
     assert read_yaml(tmp_path / "a.yaml") == {"epochs": "1"}
-    monkeypatch.setattr(config, "MOST_YAML_BYTES", 8)
+    monkeypatch.setattr(text_files, "MOST_YAML_BYTES", 8)
     with pytest.raises(ValueError, match=r"a\.yaml: more than 8 bytes"):
         read_yaml(tmp_path / "a.yaml")
 

@@ -14,8 +14,8 @@ from tasks import TASKS
 
 # From the ground up. A module imports only what stands on an earlier line, or in its own folder.
 LAYERS = (
-    ("config", "distributed", "loss", "metrics", "openmp"),
-    ("utils",),
+    ("distributed", "loss", "metrics", "openmp", "user_input"),
+    ("config", "utils"),
     ("geometry", "images"),
     ("drawing",),
     ("networks",),

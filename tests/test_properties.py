@@ -16,13 +16,14 @@ from helpers import settings as network_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config import AT_LEAST, CHOICES, Config, make_config, parse_yaml, plain
+from config import AT_LEAST, CHOICES, Config, make_config, plain
 from folders import Folder, parse_line
 from geometry import View
 from metrics import DepthMetrics, Protocol, SegmentationMetrics
 from model import Network, build_network
 from rooms import generate
 from tasks import NO_CLASS, Depth, Normals, Segmentation
+from user_input.text_files import parse_yaml
 
 often = settings(derandomize=True, deadline=None, max_examples=100)
 seldom = settings(derandomize=True, deadline=None, max_examples=8)  # where each takes a while

@@ -17,13 +17,14 @@ from conftest import ROOT, only_error_line, start, wait_for
 from PIL import Image
 
 import utils
-from config import Config, make_config, read_yaml
+from config import Config, make_config
 from dataset import Frames, class_frequencies
 from folders import make_tasks, read_folder, read_list
 from model import build_network, load_network
 from networks.checkpoints import read_checkpoint
 from training import step
 from training.optimizer import build_optimizer, rate_factor
+from user_input.text_files import read_yaml
 
 SAMPLE = ROOT / "media" / "sample.jpg"
 

@@ -22,7 +22,7 @@ import yaml
 import dataset
 import train
 import utils
-from config import Config, Parser, add_settings, make_config
+from config import Config, add_settings, make_config
 from dataset import Frames, available_memory, class_frequencies, eval_loader
 from folders import read_folder, read_list
 from model import build_network, load_network
@@ -35,6 +35,7 @@ from training.data import load_data
 from training.evaluation import accumulate, values_of
 from training.resume import RESUMABLE, locked, read_state, start_run
 from training.step import Training, check_finite
+from user_input.flags import Parser
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from config import Parser, positive_int
 from dataset import read_label
 from deploy.predictor import Predictor
 from drawing import Panel, letterbox, palette_of, side_by_side
@@ -31,6 +30,7 @@ from scene3d.floor_plan import draw_plan, facets, find_up
 from scene3d.fusion import Fusion, Surface, back_project, cloud, fuse, views_of
 from scene3d.posed_images import read_scan
 from tasks import task_giving
+from user_input.flags import Parser, positive_int
 from utils import require, run, setup_cpu
 
 MEDIA = Path("media")

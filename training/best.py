@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from config import Config, near
+from config import Config
 from dataset import Frames
 from tasks import Task
+from user_input.values import near
 
 
 @dataclass(frozen=True)

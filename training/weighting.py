@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from config import near
+from user_input.values import near
 
 
 class Weighting(nn.Module):
