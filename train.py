@@ -29,15 +29,7 @@ from torch.utils.data import DataLoader
 
 import distributed
 from config import Config, add_settings, plain
-from dataset import (
-    Frames,
-    Mixture,
-    batches_of,
-    eval_loader,
-    frames_of_step,
-    steps_per_epoch,
-    train_loader,
-)
+from dataset import Frames, batches_of, eval_loader
 from drawing import side_by_side
 from model import Network, build_network, count_cost, freeze_batch_norm, predict_batch
 from tasks import Task
@@ -45,6 +37,7 @@ from training.best import Best, choose_best
 from training.data import load_data, some_labels
 from training.evaluation import accumulate, values_of
 from training.log import Log
+from training.mixture import Mixture, frames_of_step, steps_per_epoch, train_loader
 from training.resume import locked, resume_run, start_run
 from training.step import Training, check_finite
 from user_input.flags import Parser

@@ -12,11 +12,12 @@ import torch
 
 from benchmarks.timing import in_turn, median_and_range, print_table, some_tasks
 from config import Config
-from dataset import Frames, eval_loader, train_loader
+from dataset import Frames, eval_loader
 from model import build_network
 from tasks import Depth, Segmentation, Task
 from training.data import load_data
 from training.evaluation import accumulate, values_of
+from training.mixture import train_loader
 from training.step import Training
 from utils import autocast, pick_device, pick_precision, setup_cpu
 

@@ -13,10 +13,11 @@ from conftest import shared
 from PIL import Image
 
 from config import Config, make_config
-from dataset import Frames, Mixture, StepSampler, eval_loader, steps_per_epoch, train_loader
+from dataset import Frames, eval_loader
 from folders import make_domains, make_tasks, read_folder, read_list
 from geometry import View, fitted_size, random_view, resize_image, unit
 from tasks import NO_CLASS, Depth, Normals, Segmentation
+from training.mixture import Mixture, StepSampler, steps_per_epoch, train_loader
 
 PLAIN = make_config({"long_side": 0, "color": 0, "workers": 0, "crop": "64,80", "zoom": "1,1", "mirror": False}, "test")
 SEGMENTATION = Segmentation(classes=tuple("abcdefgh"), colors=((0, 0, 0),) * 8)

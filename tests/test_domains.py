@@ -20,11 +20,12 @@ from conftest import only_error_line, start, wait_for
 from PIL import Image
 
 from config import Config, make_config
-from dataset import Frames, Mixture, Pool, StepSampler
+from dataset import Frames
 from folders import make_domains, read_folder, read_list
 from model import build_network, mixed_domains
 from networks.checkpoints import read_checkpoint
 from tasks import Depth, Segmentation
+from training.mixture import Mixture, Pool, StepSampler
 from training.step import Training
 
 GREY = (9, 9, 9)

@@ -13,7 +13,7 @@ from list_task import Spots
 from PIL import Image
 
 from config import Config, make_config
-from dataset import Frames, Mixture, collate, eval_loader, train_loader
+from dataset import Frames, collate, eval_loader
 from deploy.backends import Eager
 from deploy.predictor import Predictor, save_predictions
 from deploy.video import Smoother
@@ -24,6 +24,7 @@ from model import Network, build_network, predict_batch
 from sources.validate import check_folder
 from tasks import TASKS, Task, tasks_from_plain, tasks_to_plain
 from training.evaluation import Settings, accumulate, evaluate_folder, values_of
+from training.mixture import Mixture, train_loader
 from training.step import Training
 
 SECTIONS = {"segmentation": {"classes": ["a", "b", "c"]}, "depth": {"metres_per_unit": "0.001", "max": "8"}}

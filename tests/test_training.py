@@ -33,6 +33,7 @@ from training import step
 from training.best import Best
 from training.data import load_data
 from training.evaluation import accumulate, values_of
+from training.mixture import train_loader
 from training.resume import RESUMABLE, locked, read_state, start_run
 from training.step import Training, check_finite
 from user_input.flags import Parser
@@ -75,7 +76,7 @@ def built(folder: Path, **values: object) -> tuple[Training, list[dict[str, torc
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     precision = utils.pick_precision(config.precision, CPU)
-    return Training(network.train(), config, CPU, precision, 12), list(dataset.train_loader(mixture, config, 12))
+    return Training(network.train(), config, CPU, precision, 12), list(train_loader(mixture, config, 12))
 
 
 # ---------------------------------------------------------------------------------------------- which epoch is kept
@@ -357,7 +358,7 @@ def test_log_class_weights(rooms_folder):
     network = build_network(config, load_data(config, None)[0], {"rooms": mixture.parts[0].tasks}).eval()
     training = Training(network, dataclasses.replace(config, loss_stride=1), CPU, torch.float32, 10)
     training.update = lambda: None
-    batch = next(iter(dataset.train_loader(mixture, config, 1)))
+    batch = next(iter(train_loader(mixture, config, 1)))
     with torch.no_grad():
         logits = torch.nn.functional.interpolate(
             network(batch["image"])["segmentation"], size=(64, 64), mode="bilinear"

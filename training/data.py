@@ -10,10 +10,11 @@ import numpy as np
 
 import distributed
 from config import Config
-from dataset import Frames, Mixture, class_frequencies
+from dataset import Frames, class_frequencies
 from folders import make_domains, read_folder, read_list, refuse_shared_frames
 from rooms.generate import write as write_rooms
 from tasks import Task, tasks_from_plain
+from training.mixture import Mixture
 
 
 def load_data(

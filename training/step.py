@@ -146,7 +146,7 @@ class Training:
         return self.average.network if self.average else self.network
 
     def take_step(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """An optimizer step on batches of `dataset.train_loader`. Returns the mean losses by name: those of the tasks,
+        """An optimizer step on batches of `mixture.train_loader`. Returns the mean losses by name: those of the tasks,
         and with several data sets or with labels of teachers also those of each, data set/task[/teacher]."""
         pixels = self.loss_pixels(tuple(batches[0]["image"].shape[-2:]))
         parts = [self.split(batch, pixels) for batch in batches]
