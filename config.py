@@ -51,15 +51,22 @@ class Config:
     task_weighting: str = "fixed"  # fixed | uncertainty | dwa | upgrad, see training/weighting.py
     segmentation_loss: str = "cross_entropy"  # cross_entropy (binary with two classes) | dice | cross_entropy+dice
     class_weights: str = "log"  # none | log: 1 / ln(1.02 + frequency), ENet (arXiv 1606.02147, section 5.2)
+    label_smoothing: float = 0.0  # of the classes' cross-entropy: this share of a pixel's label goes to all classes
     depth_activation: str = "softplus"  # softplus | exp | abs: from the head's raw output to metres
+    depth_loss: str = "berhu"  # berhu | l1 | log (l1 of the logarithms), see loss.py
+    depth_gradient: float = 0.0  # weight of the loss on depth's differences between neighbors; 0 = none
     loss_stride: int = 2  # compute the losses at every n-th pixel of each axis (other ones in each step): 1, 2 or 4
 
     # Network
+    init: str = ""  # a checkpoint to start from: whatever fits, such as all but the head of other classes; "" = none
     encoder: str = "resnet18"  # mobilenetv2_paper, any timm model with features at strides 4 to 32, unet, unet_512
     encoder_weights: str = "none"  # imagenet (timm downloads them) | none | a .pth or .safetensors file
     decoder: str = "refinenet"  # refinenet: light-weight, of the paper | unet
     decoder_width: int = 256  # refinenet only
     crp_stages: int = 4  # chained residual pooling, refinenet only
+    context: str = "none"  # none | attention: at the coarsest stride, each place sees all others; refinenet only
+    head: str = "conv"  # conv: 3x3, of the paper | separable: 3x3 for each channel, then 1x1
+    dropout: float = 0.0  # share of the channels that the heads do not see in a training step
     unet_upsampling: str = "bilinear"  # transposed (as with the encoder unet) | bilinear (unet_512); unet only
 
     # Optimization
@@ -98,8 +105,11 @@ CHOICES = {
     "segmentation_loss": ("cross_entropy", "dice", "cross_entropy+dice"),
     "class_weights": ("none", "log"),
     "depth_activation": ("softplus", "exp", "abs"),
+    "depth_loss": ("berhu", "l1", "log"),
     "loss_stride": (1, 2, 4),
     "decoder": ("refinenet", "unet"),
+    "context": ("none", "attention"),
+    "head": ("conv", "separable"),
     "unet_upsampling": ("transposed", "bilinear"),
     "optimizer": ("adamw", "sgd"),
     "schedule": ("poly", "cosine", "constant"),
@@ -109,12 +119,13 @@ AT_LEAST = {
     "long_side": 0, "workers": 0, "rotation": 0, "color": 0, "decoder_width": 1, "crp_stages": 1, "epochs": 1,
     "batch_size": 1, "accumulate": 1, "lr_encoder": 0, "lr_decoder": 0, "momentum": 0, "weight_decay": 0,
     "warmup_steps": 0, "clip_norm": 0, "ema": 0, "threads": 0, "seed": 0, "eval_every": 1, "log_every": 1,
-    "save_minutes": 0, "teacher_weight": 0,
+    "save_minutes": 0, "teacher_weight": 0, "label_smoothing": 0, "depth_gradient": 0, "dropout": 0,
 }  # fmt: skip
 AT_MOST = {  # neither a slip of the finger nor a checkpoint of others may fill the memory or start 5000 processes
     "decoder_width": 2048, "crp_stages": 16, "long_side": 8192, "workers": 256, "threads": 1024, "rotation": 180,
     "color": 10, "epochs": 1_000_000, "batch_size": 65_536, "accumulate": 65_536, "momentum": 1, "teacher_weight": 100,
     "warmup_steps": 10**9, "eval_every": 10**9, "log_every": 10**9, "save_minutes": 10**6, "seed": 2**32 - 1,
+    "label_smoothing": 0.9, "depth_gradient": 100, "dropout": 0.9,
 }  # fmt: skip
 LARGEST_CROP, LARGEST_ZOOM = 8192, 16.0
 

@@ -26,14 +26,19 @@ def sum_over(values: Tensor, valid: Tensor) -> Loss:
     return torch.where(valid, values, 0.0).sum(), valid.sum().float()
 
 
-def cross_entropy(logits: Tensor, target: Tensor, valid: Tensor, class_weights: Tensor | None = None) -> Loss:
+def cross_entropy(
+    logits: Tensor, target: Tensor, valid: Tensor, class_weights: Tensor | None = None, smoothing: float = 0.0
+) -> Loss:
     """logits (B, C, H, W), target (B, H, W) class ids, valid (B, H, W) -> (sum, weight).
 
     With class weights (C,), `weight` is the sum of the pixels' class weights: the mean is that of
     `torch.nn.CrossEntropyLoss`. With two classes it is the binary cross-entropy of logits[:, 1] - logits[:, 0].
+    `smoothing` spreads this share of a label over all classes.
     """
     ids = torch.where(valid, target.long(), -1)
-    total = F.cross_entropy(logits.float(), ids, class_weights, ignore_index=-1, reduction="sum")
+    total = F.cross_entropy(
+        logits.float(), ids, class_weights, ignore_index=-1, reduction="sum", label_smoothing=smoothing
+    )
     if class_weights is None:
         return total, valid.sum().float()
     return total, torch.where(valid, class_weights[ids.clamp(min=0)], 0.0).sum()
@@ -70,6 +75,29 @@ def berhu(prediction: Tensor, target: Tensor, valid: Tensor) -> Loss:
     error = torch.where(valid, prediction.float() - target, 0.0).abs()
     c = (0.2 * error.detach().amax()).clamp(min=1e-6)
     return sum_over(torch.where(error <= c, error, (error.square() + c * c) / (2 * c)), valid)
+
+
+def l1(prediction: Tensor, target: Tensor, valid: Tensor) -> Loss:
+    """Absolute difference, all (B, H, W) -> (sum, weight)."""
+    return sum_over((prediction.float() - target).abs(), valid)
+
+
+def log_l1(prediction: Tensor, target: Tensor, valid: Tensor) -> Loss:
+    """Absolute difference of the logarithms, all (B, H, W) in metres -> (sum, weight): errors relative to distance."""
+    # where() before the logarithm as well: its gradient at 0 would be infinite.
+    logarithms = (torch.where(valid, value, 1.0).clamp(min=1e-3).log() for value in (prediction.float(), target))
+    return l1(*logarithms, valid)
+
+
+def gradient(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """How much the errors of neighbors differ, all (B, H, W) -> the sum over pairs of valid pixels, across and down.
+
+    Edges and slopes count, a shift of the whole does not. Li and Snavely, arXiv 1804.00607, section 4.1, at one scale.
+    """
+    error = torch.where(valid, prediction.float() - target, 0.0)
+    across = sum_over((error[:, :, 1:] - error[:, :, :-1]).abs(), valid[:, :, 1:] & valid[:, :, :-1])
+    down = sum_over((error[:, 1:] - error[:, :-1]).abs(), valid[:, 1:] & valid[:, :-1])
+    return across[0] + down[0]
 
 
 def cosine(prediction: Tensor, target: Tensor, valid: Tensor) -> Loss:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -58,7 +59,7 @@ class Network(nn.Module):
         self.heads = nn.ModuleDict()
         for name, task in tasks.items():
             channels = [self.decoder.channels[level] for level in self.levels[name]]
-            self.heads[name] = task.head(channels, [self.decoder.strides[level] for level in self.levels[name]])
+            self.heads[name] = task.head(channels, [self.decoder.strides[i] for i in self.levels[name]], config)
         self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1), persistent=False)
         for part in (self.decoder, *self.heads.values()):
@@ -95,6 +96,8 @@ class Network(nn.Module):
 
     def heads_of(self, shared: Sequence[Tensor]) -> dict[str, Tensor]:
         """The maps of `shared` -> {task: raw output}."""
+        if self.training and self.config.dropout:
+            shared = [F.dropout2d(item, self.config.dropout) for item in shared]  # whole channels
         maps = dict(zip(self.used, shared, strict=True))
         return {name: head(*(maps[level] for level in self.levels[name])) for name, head in self.heads.items()}
 

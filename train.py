@@ -38,7 +38,7 @@ from training.data import load_data, some_labels
 from training.evaluation import accumulate, values_of
 from training.log import Log
 from training.mixture import Mixture, frames_of_step, steps_per_epoch, train_loader
-from training.resume import locked, resume_run, start_run
+from training.resume import locked, resume_run, start_from, start_run
 from training.step import Training, check_finite
 from user_input.flags import Parser
 from utils import autocast, machine, pick_device, pick_precision, run, seed_everything, setup_cpu, whole_file
@@ -195,9 +195,11 @@ def prepare(
     epoch_steps, pin = steps_per_epoch(mixture, config), device.type == "cuda"
     total = epoch_steps * config.epochs
     domains = {name: frames.tasks for name, frames in val.items()}
-    network = build_network(config, tasks, domains, load_encoder=not resume)
+    network = build_network(config, tasks, domains, load_encoder=not (resume or config.init))
+    started = ""
     if not resume:
         start_heads(network, mixture)
+        started = f"init      {start_from(network, Path(config.init))}\n" if config.init else ""
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
@@ -207,7 +209,7 @@ def prepare(
     if distributed.is_main():
         for part in folder.glob(".*.tmp"):  # of a checkpoint that was being written when the run was killed
             part.unlink()
-        print(f"run       {folder}\n{summary(training, mixture, val, epoch_steps)}", flush=True)
+        print(f"run       {folder}\n{started}{summary(training, mixture, val, epoch_steps)}", flush=True)
         with whole_file(folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(plain(config), sort_keys=False))
     to_train_mode(network)

@@ -67,6 +67,10 @@ class Task(ABC):
         mean the same."""
         return ""
 
+    def continues(self, other: Task) -> bool:
+        """Whether a head may start from the weights of `other`'s: its outputs mean the same."""
+        return not self.misfit(other.section())
+
     def check_fields(self) -> None:
         """Raises ValueError for values that no data set and no settings lead to: checkpoints may hold anything."""
         return
@@ -170,7 +174,7 @@ class Task(ABC):
         return (0,)
 
     @abstractmethod
-    def head(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+    def head(self, channels: Sequence[int], strides: Sequence[int], config: Config) -> nn.Module:
         """A module from the maps of `levels`, (B, channels[i], h, w) each, to raw output: `head(*maps)`.
 
         Its method `initialise` sets its initial weights; the network calls it when all its parts exist.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from config import Config
 from geometry import Pixels, View, resize_nearest, resize_raw, sample_raw
 from images import read_label
-from networks.decoders import Head
+from networks.decoders import HEADS
 from tasks.base import Size, Task, check_choice
 
 
@@ -90,8 +90,8 @@ class DenseTask(Task):
         """Outputs of the head."""
         return 1
 
-    def head(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
-        return Head(channels[0], self.channels)
+    def head(self, channels: Sequence[int], strides: Sequence[int], config: Config) -> nn.Module:
+        return HEADS[config.head](channels[0], self.channels)
 
     def scores(self, raw: Tensor, size: Size) -> Tensor:
         """raw -> (B, channels, *size) that may be averaged over views: probabilities, metres, vectors."""

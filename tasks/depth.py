@@ -59,8 +59,11 @@ class Depth(DenseTask):
 
     max_m: float = 10.0  # labels beyond it do not count; pictures end there
     activation: str = "softplus"
+    loss_kind: str = "berhu"  # berhu | l1 | log
+    gradient_weight: float = 0.0  # of loss.gradient, beside a pixel's loss
 
     ACTIVATIONS: ClassVar = {"softplus": softplus, "exp": torch.exp, "abs": torch.abs}
+    LOSSES: ClassVar = {"berhu": loss.berhu, "l1": loss.l1, "log": loss.log_l1}
 
     @classmethod
     def read_section(cls, section: Mapping[str, object], where: str) -> dict[str, object]:
@@ -75,7 +78,12 @@ class Depth(DenseTask):
 
     @classmethod
     def from_section(cls, section: Mapping[str, object], config: Config) -> Depth:
-        return cls(max_m=section["max"], activation=config.depth_activation)
+        return cls(
+            max_m=section["max"],
+            activation=config.depth_activation,
+            loss_kind=config.depth_loss,
+            gradient_weight=config.depth_gradient,
+        )
 
     @property
     def metres_per_unit(self) -> float:
@@ -86,9 +94,13 @@ class Depth(DenseTask):
     def section(self) -> dict[str, object]:
         return {"metres_per_unit": self.metres_per_unit, "max": self.max_m}
 
+    def continues(self, other: Depth) -> bool:
+        return super().continues(other) and other.activation == self.activation
+
     def check_fields(self) -> None:
         super().check_fields()
         check_choice("activation", self.activation, tuple(self.ACTIVATIONS))
+        check_choice("loss_kind", self.loss_kind, tuple(self.LOSSES))
         if self.max_m <= 0:
             raise ValueError(f"max_m is {self.max_m:g}; it must be above 0")
 
@@ -156,9 +168,15 @@ class Depth(DenseTask):
         ]
 
     def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
-        total, weight = loss.berhu(self.scores(raw, target.shape[-2:])[:, 0], target, target > 0)
+        depth, valid = self.scores(raw, target.shape[-2:])[:, 0], target > 0
+        total, weight = self.LOSSES[self.loss_kind](depth, target, valid)
         # Scaled by 10 / max_m, so that data sets with different depth ranges contribute losses of similar size.
-        return total * (10 / self.max_m), weight
+        scale = 10 / self.max_m
+        if self.loss_kind != "log":
+            total = total * scale
+        if self.gradient_weight:
+            total = total + self.gradient_weight * scale * loss.gradient(depth, target, valid)
+        return total, weight
 
     def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
         return self.ACTIVATIONS[self.activation](super().scores(raw, size))

@@ -57,6 +57,7 @@ class Segmentation(DenseTask):
     class_weights: tuple[float, ...] = ()  # () = all 1
     outputs: tuple[int, ...] = ()  # of the head that data sets share: those of its classes; () = all, in order
     loss_kind: str = "cross_entropy"  # cross_entropy | dice | cross_entropy+dice
+    label_smoothing: float = 0.0
 
     @classmethod
     def read_section(cls, section: Mapping[str, object], where: str) -> dict[str, object]:
@@ -90,7 +91,12 @@ class Segmentation(DenseTask):
 
     @classmethod
     def from_section(cls, section: Mapping[str, object], config: Config) -> Segmentation:
-        return cls(classes=section["classes"], colors=section["colors"], loss_kind=config.segmentation_loss)
+        return cls(
+            classes=section["classes"],
+            colors=section["colors"],
+            loss_kind=config.segmentation_loss,
+            label_smoothing=config.label_smoothing,
+        )
 
     def section(self) -> dict[str, object]:
         return {"classes": list(self.classes), "colors": [list(color) for color in self.colors], "ignore": NO_CLASS}
@@ -109,6 +115,8 @@ class Segmentation(DenseTask):
     def check_fields(self) -> None:
         super().check_fields()
         check_choice("loss_kind", self.loss_kind, CHOICES["segmentation_loss"])
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing:g}; it must be from 0 on and below 1")
         count = len(self.classes)
         if not 1 <= count <= NO_CLASS or len(set(self.classes)) != count or not all(map(str.isprintable, self.classes)):
             raise ValueError(f"classes has {count} names; it takes 1 to {NO_CLASS} different ones of printable letters")
@@ -151,7 +159,7 @@ class Segmentation(DenseTask):
         names = tuple(key[0] if count[key[0]] == 1 else f"{key[0]} ({key[1]})" for key in joined)
         everything = tuple(range(len(names)))
         first = next(iter(tasks.values()))
-        union = cls(first.interpolation, names, _different(colors), loss_kind=first.loss_kind)
+        union = dataclasses.replace(first, classes=names, colors=_different(colors), class_weights=(), outputs=())
         # A data set whose classes are those of the head, in order, takes all outputs as they are.
         return union, {
             name: dataclasses.replace(task, outputs=() if parts[name] == everything else parts[name])
@@ -229,7 +237,7 @@ class Segmentation(DenseTask):
         logits, valid = resize_raw(raw, target.shape[-2:]), target != NO_CLASS
         if self.loss_kind == "dice":
             return loss.dice(logits, target, valid)
-        total, weight = loss.cross_entropy(logits, target, valid, weights)
+        total, weight = loss.cross_entropy(logits, target, valid, weights, self.label_smoothing)
         if self.loss_kind == "cross_entropy+dice":
             total = total + loss.mean(loss.dice(logits, target, valid)) * weight
         return total, weight

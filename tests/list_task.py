@@ -82,7 +82,7 @@ class Spots(Task):
     def levels(self, strides):
         return tuple(index for index, stride in enumerate(strides) if stride in (8, 16))
 
-    def head(self, channels, strides):
+    def head(self, channels, strides, config):
         return SpotHead(channels, strides)
 
     def weight(self, target):

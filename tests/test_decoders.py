@@ -17,7 +17,8 @@ from tasks import Depth, Segmentation
 SIZES = ((97, 131), (33, 47), (64, 96))
 TINY = (8, 16, 32, 64, 128)
 SETTINGS = [
-    SimpleNamespace(decoder="refinenet", decoder_width=16, crp_stages=2),
+    SimpleNamespace(decoder="refinenet", decoder_width=16, crp_stages=2, context="none"),
+    SimpleNamespace(decoder="refinenet", decoder_width=16, crp_stages=2, context="attention"),
     SimpleNamespace(decoder="unet", unet_upsampling="transposed"),
     SimpleNamespace(decoder="unet", unet_upsampling="bilinear"),
 ]
@@ -36,7 +37,7 @@ def unet(encoder: nn.Module, transposed: bool) -> UNet:
 # ---------------------------------------------------------------------------------------------- every decoder
 
 
-@pytest.mark.parametrize("config", SETTINGS, ids=["refinenet", "transposed", "bilinear"])
+@pytest.mark.parametrize("config", SETTINGS, ids=["refinenet", "attention", "transposed", "bilinear"])
 @pytest.mark.parametrize(
     "name",
     ["unet", "mobilenetv2_paper", "resnet18", "tf_efficientnet_lite0", "mobilenetv2_100", "convnext_atto", "vgg11_bn"],
@@ -65,7 +66,7 @@ def test_every_decoder_takes_every_encoder_at_odd_sizes(name, config):
                 assert all(got in (full // stride, -(-full // stride)) for full, got in sizes)
 
 
-@pytest.mark.parametrize("config", SETTINGS, ids=["refinenet", "transposed", "bilinear"])
+@pytest.mark.parametrize("config", SETTINGS, ids=["refinenet", "attention", "transposed", "bilinear"])
 def test_every_stride_and_every_parameter_is_used(config):
     channels, strides = (4, 6, 8, 10, 12), (4, 8, 16, 16, 32)
     decoder = build_decoder(config, channels, strides).train()
@@ -80,7 +81,7 @@ def test_every_stride_and_every_parameter_is_used(config):
     assert all(item.grad is not None and item.grad.isfinite().all() for item in decoder.parameters())
 
 
-@pytest.mark.parametrize("config", SETTINGS[1:], ids=["transposed", "bilinear"])
+@pytest.mark.parametrize("config", SETTINGS[2:], ids=["transposed", "bilinear"])
 def test_strides_may_lie_apart(config):
     decoder = build_decoder(config, (4, 8, 7), (2, 8, 32)).eval()
     features = [torch.randn(1, 4, 35, 51), torch.randn(1, 8, 9, 13), torch.randn(1, 7, 3, 4)]

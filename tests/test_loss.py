@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -25,9 +26,9 @@ def make(name: str) -> tuple:
             torch.randint(0, 5, (2, 7, 9), generator=RANDOM),
             valid,
         )
-    if name == "berhu":
+    if name in ("berhu", "l1", "log_l1"):
         return (
-            mean_of(loss.berhu),
+            mean_of(getattr(loss, name)),
             torch.rand(2, 7, 9, generator=RANDOM) * 9,
             torch.rand(2, 7, 9, generator=RANDOM) * 9,
             valid,
@@ -36,7 +37,7 @@ def make(name: str) -> tuple:
     return mean_of(loss.cosine), torch.randn(2, 3, 7, 9, generator=RANDOM), target, valid
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "dice", "berhu", "cosine"])
+@pytest.mark.parametrize("name", ["cross_entropy", "dice", "berhu", "l1", "log_l1", "cosine"])
 class TestEveryLoss:
     def test_invalid_pixels_do_not_count(self, name):
         function, prediction, target, valid = make(name)
@@ -75,11 +76,13 @@ class TestEveryLoss:
         assert function(prediction.half(), target, valid).dtype == torch.float32
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0])])
-def test_cross_entropy_equals_torch(weights):
+def test_cross_entropy_equals_torch(weights, smoothing):
     _, logits, target, valid = make("cross_entropy")
-    expected = nn.CrossEntropyLoss(weights, ignore_index=-1)(logits, target.where(valid, torch.tensor(-1)))
-    assert torch.allclose(loss.mean(loss.cross_entropy(logits, target, valid, weights)), expected)
+    same = nn.CrossEntropyLoss(weights, ignore_index=-1, label_smoothing=smoothing)
+    expected = same(logits, target.where(valid, torch.tensor(-1)))
+    assert torch.allclose(loss.mean(loss.cross_entropy(logits, target, valid, weights, smoothing)), expected)
 
 
 def test_berhu_by_hand():
@@ -88,6 +91,26 @@ def test_berhu_by_hand():
     expected = (0.1 + (0.25 + 0.16) / 0.8 + (4 + 0.16) / 0.8) / 3
     total, weight = loss.berhu(prediction, target, torch.ones(1, 1, 3, dtype=torch.bool))
     assert total.item() == pytest.approx(3 * expected, rel=1e-5) and weight == 3
+
+
+def test_l1_by_hand_in_metres_and_in_logarithms():
+    prediction, target, valid = (
+        torch.tensor([[[1.0, 8.0, 0.0]]]),
+        torch.tensor([[[2.0, 2.0, 0.0]]]),
+        torch.ones(1, 1, 3),
+    )
+    valid[..., 2] = 0
+    assert loss.mean(loss.l1(prediction, target, valid.bool())).item() == pytest.approx((1 + 6) / 2)
+    assert loss.mean(loss.log_l1(prediction, target, valid.bool())).item() == pytest.approx(3 * math.log(2) / 2)
+
+
+def test_gradient_by_hand():
+    target = torch.tensor([[[1.0, 2.0, 5.0], [1.0, 2.0, 5.0]]])
+    valid = torch.tensor([[[True, True, False], [True, True, True]]])
+    assert loss.gradient(target + 0.7, target, valid).item() == pytest.approx(0, abs=1e-6)  # a shift has no gradient
+    bent = target + torch.tensor([[[0.0, 0.5, 9.0], [0.0, 0.0, 0.0]]])
+    # The 0.5 differs from its neighbors at the left and below; the pixel that is not valid has no neighbors.
+    assert loss.gradient(bent, target, valid).item() == pytest.approx(1.0)
 
 
 def test_cosine_by_hand():

@@ -42,7 +42,7 @@ def task(request, monkeypatch) -> Task:
 def raw_of(task: Task, batch: int = 2, size: tuple[int, int] = SIZE) -> torch.Tensor:
     """What a new head gives for random maps."""
     levels = task.levels(STRIDES)
-    head = task.head([16] * len(levels), [STRIDES[level] for level in levels])
+    head = task.head([16] * len(levels), [STRIDES[level] for level in levels], Config())
     head.initialise()
     return head(*(9 * torch.rand(batch, 16, -(-size[0] // STRIDES[i]), -(-size[1] // STRIDES[i])) for i in levels))
 

@@ -16,6 +16,7 @@ from torch import Tensor
 import distributed
 from config import Config, config_from, given_settings, make_config, settings_from
 from folders import label_tasks, read_folder
+from model import Network, load_network
 from networks.checkpoints import read_checkpoint
 
 # What may change when a run is resumed; everything else would make it another training.
@@ -72,13 +73,37 @@ def advise(config: Config, given: set[str]) -> None:
     left = [
         f"--{name} {getattr(config, name)}"
         for name in ("long_side", "encoder_weights")
-        if name not in given and getattr(config, name) == getattr(demo, name)
+        if name not in given
+        and getattr(config, name) == getattr(demo, name)
+        and not (name == "encoder_weights" and config.init)
     ]
     if left and config.data != demo.data and distributed.is_main():
         print(
             f"advice    {' and '.join(left)} suit the demo's small generated rooms; for photographs start from "
             "a file in configs/, or set e.g. --long_side 640 --crop 384,512 --encoder_weights imagenet"
         )
+
+
+def start_from(network: Network, path: Path) -> str:
+    """Gives the network those weights of a checkpoint that fit it, and returns a line that says which.
+
+    A head fits when its outputs mean the same. Raises FileNotFoundError or ValueError: another encoder never fits.
+    """
+    given = load_network(path)
+    if given.config.encoder != network.config.encoder:
+        raise ValueError(f"init: {path} has the encoder {given.config.encoder}, this network {network.config.encoder}")
+    other = {
+        f"heads.{name}." for name, task in network.tasks.items()
+        if name not in given.tasks or not task.continues(given.tasks[name])
+    }  # fmt: skip
+    weights, wanted = given.state_dict(), network.state_dict()
+    chosen = {
+        name: weights[name] for name, tensor in wanted.items()
+        if name in weights and weights[name].shape == tensor.shape and not name.startswith(tuple(other))
+    }  # fmt: skip
+    network.load_state_dict(chosen, strict=False)
+    new = dict.fromkeys(name.rpartition(".")[0] for name in wanted if name not in chosen)
+    return f"{path}, {len(chosen)} of {len(wanted)} tensors; new: {', '.join(new) or 'nothing'}"
 
 
 @contextlib.contextmanager
