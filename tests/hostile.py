@@ -214,7 +214,7 @@ def through_loading(good: Path, where: Path) -> dict[str, dict[str, str]]:
 
 
 def main() -> None:
-    checkpoint = Path(sys.argv[1])
+    checkpoint = Path(sys.argv[1]).resolve()  # the scripts run in other folders
     cases = all_cases()
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
