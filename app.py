@@ -30,7 +30,7 @@ import numpy as np
 
 from deploy.backends import BACKENDS
 from deploy.predictor import Predictor, save_predictions
-from geometry import camera_with
+from geometry import camera_with, stride_for
 from images import SAMPLE, count_pixels, read_image
 from networks.checkpoints import newest_checkpoint
 from scene3d.fusion import cloud
@@ -55,11 +55,6 @@ ALL = "all data sets"  # the choice that leaves the network whole
 SHOWN_SIDE = 1280  # pixels of the pictures on the page
 FILE_POINTS = 2_000_000  # in the PLY file
 MAX_DEPTH_M = 100.0  # of the points
-
-
-def stride_for(height: int, width: int, most: float) -> int:
-    """Stride that keeps at most `most` pixels."""
-    return max(1, int(np.ceil(np.sqrt(height * width / most))))
 
 
 class Viewer:

@@ -52,6 +52,14 @@ class View:
         return cv2.warpAffine(zoomed, self.turn, (self.width, self.height), flags=cv2.INTER_LINEAR, borderValue=fill)
 
 
+def stride_for(height: int, width: int, most: int) -> int:
+    """The least stride s with which map[::s, ::s] keeps at most `most` pixels."""
+    stride = max(1, math.ceil(math.sqrt(height * width / most)))
+    while -(-height // stride) * -(-width // stride) > most:  # the last row and column are kept where they are begun
+        stride += 1
+    return stride
+
+
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """image (H, W, 3) -> (height, width, 3), averaging where it shrinks."""
     if image.shape[:2] == (height, width):

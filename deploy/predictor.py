@@ -6,7 +6,6 @@ result = predictor(image)                   # {"segmentation": (H, W) ids, "dept
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from deploy.backends import Backend, open_backend
 from drawing import Panel, side_by_side
-from geometry import resize_image
+from geometry import resize_image, stride_for
 from images import write_jpeg
 from model import Network, predict_batch, tasks_of
 from tasks import Task
@@ -113,7 +112,7 @@ def save_predictions(
 ) -> None:
     """Writes STEM_task.png (or what the task saves), STEM_task_color.jpg and STEM_overview.jpg."""
     # Pictures for looking at need not have all pixels of a very large image.
-    step = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / PIXELS_TO_SEE))
+    step = stride_for(*image.shape[:2], PIXELS_TO_SEE)
     panels: list[Panel] = [("image", image[::step, ::step], [])]
     for name, task in tasks.items():
         picture = task.draw(predictions[name], image.shape[:2], panels[0][1].shape[:2])

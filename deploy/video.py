@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import sys
 import threading
@@ -24,6 +23,7 @@ from deploy.image_folder import refuse_files_of_others, write_description
 from deploy.pipeline import Pipeline, throughput_mode
 from deploy.predictor import PIXELS_TO_SEE, Predictor
 from drawing import Panel, side_by_side
+from geometry import stride_for
 from tasks import Task
 from utils import printable, require, whole_file
 
@@ -284,8 +284,7 @@ def view_of(frame: Frame, tasks: Mapping[str, Task], predictions: Mapping[str, n
     height, width = frame.image.shape[:2]
     count, most = len(tasks) + (view == "side"), SHEET_SIDES[1]
     # Half of the height for text: that of a narrow picture may be higher than the picture.
-    steps = math.sqrt(height * width / PIXELS_TO_SEE), count * width / most, height / (most / 2)
-    step = math.ceil(max(steps))
+    step = max(stride_for(height, width, PIXELS_TO_SEE), -(-count * width // most), -(-height // (most // 2)))
     image = np.ascontiguousarray(frame.image[::step, ::step])
     panels: list[Panel] = [("image", image, [])] if view == "side" else []
     for name, task in tasks.items():

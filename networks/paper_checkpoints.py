@@ -19,7 +19,7 @@ def read_published(weights: object, path: Path, nyu40: Sequence[str]) -> dict[st
     names of the 40 classes of NYUDv2. Raises ValueError for anything else.
 
     Outputs are used as in the published code: cubic upsampling, |depth| in metres. Images are resized to the frames of
-    the training: 640 pixels for NYUDv2, 1216 for KITTI; after a training on both they stay as they are.
+    the training: 640 pixels for NYUDv2, 1216 for KITTI, 640 after a training on both.
     """
     if not isinstance(weights, dict) or not {"segm.weight", "depth.weight"} <= {
         str(name).removeprefix("module.") for name in weights
@@ -49,7 +49,9 @@ def read_published(weights: object, path: Path, nyu40: Sequence[str]) -> dict[st
             "nyud": plain_tasks(nyu, 1, 10.0, outputs=range(40)),
             "kitti": plain_tasks(kitti, 0, 80.0, outputs=range(40, 46)),
         }
-    long_side = {46: 0, 6: 1216}.get(classes, 640)
+    # Trained on both, the network knows two sizes. Photos are more like NYUDv2's frames, in shape and angle of view,
+    # and the checkpoint of KITTI alone is there for roads. As they are, large photos would fill the memory.
+    long_side = 1216 if classes == 6 else 640
     config = Config(encoder="mobilenetv2_paper", long_side=long_side, tasks=tuple(tasks))
     return {
         "config": plain(config), "tasks": tasks, "domains": domains,

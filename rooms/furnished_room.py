@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from rooms.furniture import CABINET, CEILING, CURTAIN, FLOOR, RUG, WALL, Item, Maker, turn
+from rooms.furniture import Maker
+from rooms.item import CABINET, CEILING, CURTAIN, FLOOR, RUG, WALL, Item, turn
 from rooms.raycast import SIDES, Primitive, Scene
 from rooms.textures import PAINTS, WHITES, WOODS, Material, shaded
 

@@ -5,7 +5,7 @@
 
 Every frame shows another room; it depends on the seed and the number of the frame alone. This module chooses the
 camera, develops the photograph and writes the files. The room is in furnished_room.py, its furniture in furniture.py,
-rays in raycast.py, light in shading.py, and the look of surfaces in textures.py.
+doors, windows and pictures in fixtures.py, rays in raycast.py, light in shading.py, surfaces in textures.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from rooms import raycast, shading
 from rooms.furnished_room import FurnishedRoom
-from rooms.furniture import LAMP, WINDOW
+from rooms.item import LAMP, WINDOW
 from rooms.raycast import Pinhole, Scene
 from rooms.textures import linear
 from user_input.flags import Parser, number, width_and_height

@@ -45,6 +45,12 @@ class Task(ABC):
     sure: ClassVar[float] = 0.7  # default of teach.py --threshold: the least confidence of a teacher's label
     suffix: ClassVar[str] = ".png"  # of the files that `save` writes
 
+    def __init_subclass__(cls, **arguments: object) -> None:
+        """Raises TypeError where the class is written, not in the middle of a training."""
+        super().__init_subclass__(**arguments)
+        if cls.derived_from and cls.derive is Task.derive:
+            raise TypeError(f"{cls.__name__}: derived_from is {cls.derived_from!r}, so it must define derive()")
+
     # ------------------------------------------------------------------------------ a data set's files
 
     @classmethod
@@ -114,7 +120,7 @@ class Task(ABC):
 
     def derive(self, label: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
         """The label of the task `derived_from` -> a label of this task. camera: fx, fy, cx, cy of this frame."""
-        raise NotImplementedError(f"{self.name} names `derived_from`, so it must say how")
+        raise NotImplementedError(f"{self.name} has no derived_from, so no label is derived")
 
     @abstractmethod
     def view(self, label: np.ndarray, view: View) -> np.ndarray:

@@ -16,7 +16,16 @@ from conftest import shared
 from config import Config
 from dataset import Frames
 from folders import make_domains, read_folder, read_list
-from geometry import Pixels, argmax_in_bands, argmax_resized, normals_from_depth, resize_raw, sample_raw, scaled_camera
+from geometry import (
+    Pixels,
+    argmax_in_bands,
+    argmax_resized,
+    normals_from_depth,
+    resize_raw,
+    sample_raw,
+    scaled_camera,
+    stride_for,
+)
 from tasks import Depth, Normals
 
 CAMERA = {"fx": 110.0, "fy": 95.0, "cx": 60.3, "cy": 41.7}
@@ -169,3 +178,12 @@ def test_what_evaluation_has_cached_serves_training():
     raw = torch.randn(1, 3, 17, 19, requires_grad=True)
     sample_raw(raw, Pixels((67, 75), 2)).square().sum().backward()
     assert raw.grad.any()
+
+
+@pytest.mark.parametrize(("height", "width", "most"), [(480, 640, 10**6), (5, 1, 2), (3000, 4000, 2**20), (1, 999, 7)])
+def test_a_stride_keeps_at_most_so_many_pixels_and_no_fewer_than_it_must(height, width, most):
+    def kept(stride: int) -> int:
+        return len(range(0, height, stride)) * len(range(0, width, stride))
+
+    stride = stride_for(height, width, most)
+    assert kept(stride) <= most and (stride == 1 or kept(stride - 1) > most)

@@ -1,8 +1,9 @@
-"""Every hostile file of hostile.py is read rightly or refused in a line (tests/hostile.py prints the table)."""
+"""Every hostile file of hostile_files.py is read rightly or refused in a line (tests/hostile.py prints the table)."""
 
 from __future__ import annotations
 
-from hostile import all_cases, through_check, through_inference, through_loading, through_training
+from hostile import through_check, through_inference, through_loading, through_training
+from hostile_files import all_cases
 
 
 def test_there_are_enough_of_them():

@@ -14,7 +14,8 @@ from conftest import ROOT
 import prepare
 from rooms import generate, raycast, shading
 from rooms.furnished_room import FurnishedRoom
-from rooms.furniture import WALL, Maker, turn
+from rooms.furniture import Maker
+from rooms.item import WALL, turn
 from rooms.raycast import Pinhole, Primitive, Scene
 from rooms.shading import illuminate
 from rooms.textures import Material, Texel

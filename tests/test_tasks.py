@@ -210,3 +210,10 @@ def test_softplus_is_the_same_with_and_without_gradients():
     expected = nn.functional.softplus(x.double()).float()
     assert torch.allclose(softplus(x), expected, rtol=1e-6, atol=1e-7)
     assert torch.allclose(softplus(x.requires_grad_()), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_task_that_is_derived_must_say_how():
+    with pytest.raises(TypeError, match=r"Edges: derived_from is 'segmentation', so it must define derive\(\)"):
+
+        class Edges(DenseTask):
+            derived_from = "segmentation"

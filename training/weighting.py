@@ -13,6 +13,11 @@ from torch import Tensor, nn
 
 from user_input.values import near
 
+Losses = Mapping[str, Tensor]  # {task: scalar}
+Maps = Tensor | Sequence[Tensor] | None  # (B, C, h, w) each: what the heads read
+Scale = Callable[[Tensor], Tensor]  # of a loss before it is differentiated: the gradient scaler
+Portions = Mapping[str, float] | None  # {task: fraction of the step's labeled frames in this micro-batch}
+
 
 class Weighting(nn.Module):
     """The sum of w_t L_t, with the given weights w_t; a task without one weighs 1.
@@ -26,23 +31,16 @@ class Weighting(nn.Module):
         self.tasks = tuple(tasks)
         self.weights = {task: weights.get(task, 1.0) for task in tasks}
 
-    def backward(
-        self,
-        losses: Mapping[str, Tensor],
-        shared: Tensor | Sequence[Tensor] | None,
-        scale: Callable[[Tensor], Tensor],
-        portions: Mapping[str, float] | None = None,
-    ) -> None:
-        """Adds the gradients of `losses` ({task: scalar}, possibly none) to those that the parameters hold.
+    def backward(self, losses: Losses, shared: Maps, scale: Scale, portions: Portions = None) -> None:
+        """Adds the gradients of `losses`, possibly none, to those that the parameters hold.
 
-        `shared`: the maps (B, C, h, w) that heads read. `scale` is applied to a loss before it is differentiated: the
-        gradient scaler. `portions` {task: fraction of the step's labeled frames in this micro-batch}: those of a step
-        sum to 1, and so do the micro-batches' `losses` to the step's. None: this batch is the whole step.
+        The `portions` of a step's micro-batches sum to 1, and so do their `losses` to the step's. None: this batch is
+        the whole step.
         """
         if losses:
             scale(self.total(losses, portions)).backward()
 
-    def total(self, losses: Mapping[str, Tensor], portions: Mapping[str, float] | None = None) -> Tensor:
+    def total(self, losses: Losses, portions: Portions = None) -> Tensor:
         """The weighted sum of one or more losses, a scalar."""
         multipliers = self.multipliers()
         return sum(multipliers[task] * value for task, value in losses.items())
@@ -76,7 +74,7 @@ class Uncertainty(Weighting):
     def multipliers(self) -> Mapping[str, float | Tensor]:
         return {task: weight * torch.exp(-self.log_variance[task]) for task, weight in self.weights.items()}
 
-    def total(self, losses: Mapping[str, Tensor], portions: Mapping[str, float] | None = None) -> Tensor:
+    def total(self, losses: Losses, portions: Portions = None) -> Tensor:
         # s_t / 2 belongs to the whole step: in each of n batches it would weigh n times as much against L_t.
         portions = portions or dict.fromkeys(losses, 1.0)
         penalties = [portions[task] * self.weights[task] * self.log_variance[task] / 2 for task in losses]
@@ -140,13 +138,7 @@ class UPGrad(Weighting):
         # What each g_t was multiplied with in the sum of the projections, in the task's last batch.
         self.register_buffer("shares", torch.ones(len(tasks)))
 
-    def backward(
-        self,
-        losses: Mapping[str, Tensor],
-        shared: Tensor | Sequence[Tensor] | None,
-        scale: Callable[[Tensor], Tensor],
-        portions: Mapping[str, float] | None = None,
-    ) -> None:
+    def backward(self, losses: Losses, shared: Maps, scale: Scale, portions: Portions = None) -> None:
         present = [self.tasks.index(task) for task in losses]
         if len(losses) < 2:
             super().backward(losses, shared, scale, portions)
