@@ -10,11 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 
 from tasks.base import Task
+from tasks.classes import CLASS_LISTS, NO_CLASS
 from tasks.dense import DenseTask
 from tasks.depth import Depth
 from tasks.fields import shown, task_from_fields
 from tasks.normals import Normals
-from tasks.segmentation import CLASS_LISTS, NO_CLASS, Segmentation
+from tasks.segmentation import Segmentation
 from user_input.values import near
 
 __all__ = [

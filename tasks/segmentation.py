@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,23 +22,10 @@ from geometry import argmax_resized, resize_raw
 from images import read_label, row_parts, write_png
 from metrics import Protocol, SegmentationMetrics
 from tasks.base import Task, check_choice, check_keys
+from tasks.classes import CLASS_LISTS, NO_CLASS, check_classes, check_outputs, differing_classes, join_classes
 from tasks.dense import DenseTask
 from tasks.survey import share_table
 from user_input.values import convert, near
-
-NO_CLASS = 255  # "no label" in labels as `read` gives them; files may use another number
-
-CLASS_LISTS = {
-    # Gupta et al., CVPR 2013: the 40 classes of NYUDv2, in the order of classMapping40.mat.
-    "nyu40": tuple(
-        (
-            "wall floor cabinet bed chair sofa table door window bookshelf picture counter blinds desk shelves "
-            "curtain dresser pillow mirror floor_mat clothes ceiling books refrigerator television paper towel "
-            "shower_curtain box whiteboard person night_stand toilet sink lamp bathtub bag other_structure "
-            "other_furniture other_prop"
-        ).split()
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -102,11 +88,7 @@ class Segmentation(DenseTask):
         return {"classes": list(self.classes), "colors": [list(color) for color in self.colors], "ignore": NO_CLASS}
 
     def misfit(self, section: Mapping[str, object]) -> str:
-        theirs = section["classes"]
-        if len(theirs) != len(self.classes):
-            return f"{len(theirs)} classes and not {len(self.classes)}"
-        differ = (pair for pair in zip(theirs, self.classes, strict=True) if pair[0] != pair[1])
-        return next((f"{its!r} and not {own!r}" for its, own in differ), "")
+        return differing_classes(section["classes"], self.classes)
 
     @property
     def is_part(self) -> bool:
@@ -117,11 +99,8 @@ class Segmentation(DenseTask):
         check_choice("loss_kind", self.loss_kind, CHOICES["segmentation_loss"])
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing:g}; it must be from 0 on and below 1")
+        check_classes(self.classes, self.colors)
         count = len(self.classes)
-        if not 1 <= count <= NO_CLASS or len(set(self.classes)) != count or not all(map(str.isprintable, self.classes)):
-            raise ValueError(f"classes has {count} names; it takes 1 to {NO_CLASS} different ones of printable letters")
-        if len(self.colors) != count or not all(0 <= value <= 255 for color in self.colors for value in color):
-            raise ValueError(f"colors has {len(self.colors)} entries; it takes {count} of three numbers in 0..255")
         if self.class_weights and (len(self.class_weights) != count or min(self.class_weights) < 0):
             raise ValueError(
                 f"class_weights has {len(self.class_weights)} numbers; it takes none, or {count} from 0 on"
@@ -130,41 +109,12 @@ class Segmentation(DenseTask):
     def check_part_of(self, head: Segmentation) -> None:
         if not self.outputs:
             super().check_part_of(head)
-        elif len(self.outputs) != len(self.classes) or not all(0 <= item < head.channels for item in self.outputs):
-            what = f"{len(self.classes)} numbers in 0..{head.channels - 1}, one for each class"
-            raise ValueError(f"{self.name}: outputs has {len(self.outputs)} numbers; it takes none, or {what}")
+        else:
+            check_outputs(self, head.channels)
 
     @classmethod
     def join(cls, tasks: Mapping[str, Segmentation], merge: bool) -> tuple[Segmentation, dict[str, Task]]:
-        """Data sets with equal class lists share outputs, others get outputs of their own; `merge` gives equal names of
-        all lists one output. In the paper (section IV-D) 46 outputs are the 40 classes of NYUDv2, then the 6 of KITTI.
-        """
-        joined: dict[tuple[str, ...], int] = {}  # (class,) when merged, else (class, data set that brought its list)
-        owners: dict[tuple[str, ...], str] = {}  # class list -> the first data set that has it
-        colors, parts = [], {}
-        for name, task in tasks.items():
-            owner = owners.setdefault(task.classes, name)
-            keys = [(item,) if merge else (item, owner) for item in task.classes]
-            for key, color in zip(keys, task.colors, strict=True):
-                if key not in joined:
-                    joined[key] = len(joined)
-                    colors.append(color)
-            parts[name] = tuple(joined[key] for key in keys)
-        if len(joined) > NO_CLASS:
-            raise ValueError(
-                f"data: the class lists of {', '.join(owners.values())} have {len(joined)} classes together; "
-                f"at most {NO_CLASS} fit into 8-bit masks"
-            )
-        count = Counter(key[0] for key in joined)
-        names = tuple(key[0] if count[key[0]] == 1 else f"{key[0]} ({key[1]})" for key in joined)
-        everything = tuple(range(len(names)))
-        first = next(iter(tasks.values()))
-        union = dataclasses.replace(first, classes=names, colors=_different(colors), class_weights=(), outputs=())
-        # A data set whose classes are those of the head, in order, takes all outputs as they are.
-        return union, {
-            name: dataclasses.replace(task, outputs=() if parts[name] == everything else parts[name])
-            for name, task in tasks.items()
-        }
+        return join_classes(tasks, merge)
 
     def read(self, path: Path, section: Mapping[str, object]) -> np.ndarray:
         label = read_label(path)
@@ -315,15 +265,3 @@ def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Copied once: each copy to a GPU waits for what it is doing."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=torch.float32, device=device)
-
-
-def _different(colors: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
-    """The colors, with each repetition replaced by an unused color of the palette."""
-    used = set(colors)
-    free = (color for color in map(tuple, class_palette()[1:].tolist()) if color not in used)
-    seen: set[tuple[int, int, int]] = set()
-    result = []
-    for color in colors:
-        result.append(next(free) if color in seen else color)
-        seen.add(color)
-    return tuple(result)
