@@ -9,6 +9,8 @@ send any, and the page loads nothing from outside. Needs requirements/app.txt.
 
 from __future__ import annotations
 
+import startup  # noqa: F401 - first
+
 import contextlib
 import html
 import os
@@ -22,8 +24,6 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import openmp  # noqa: F401 - before torch
 
 import cv2
 import numpy as np

@@ -15,6 +15,8 @@ python benchmark.py train --encoders resnet18,resnet50          # a training ste
 
 from __future__ import annotations
 
+import startup  # noqa: F401 - first
+
 import argparse
 import dataclasses
 import sys
@@ -22,8 +24,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-
-import openmp  # noqa: F401 - before torch
 
 import torch
 

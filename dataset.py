@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
@@ -43,13 +44,47 @@ def color_changes(strength: float) -> Callable[..., dict[str, np.ndarray]]:
     return albumentations.ColorJitter(factors, factors, factors, (-hue, hue), p=0.8)
 
 
-def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Bytes that programs can still get; unlike free memory, with what Linux uses to cache files."""
+def available_memory(
+    meminfo: Path = Path("/proc/meminfo"),
+    cgroups: Path = Path("/sys/fs/cgroup"),
+    own_cgroup: Path = Path("/proc/self/cgroup"),
+) -> int:
+    """Bytes that this process can still get: of the machine, and of its container or batch job.
+
+    Unlike free memory, it includes what Linux uses to cache files.
+    """
     try:
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return 1024 * int(lines["MemAvailable"].split()[0])
+        machine = 1024 * int(lines["MemAvailable"].split()[0])
     except (OSError, KeyError):  # not Linux
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        machine = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([machine, *cgroup_memory(cgroups, own_cgroup)])
+
+
+def cgroup_memory(cgroups: Path, own_cgroup: Path) -> list[int]:
+    """Bytes that are left to each control group, version 1 or 2, that this process is in and that has a limit."""
+    try:
+        lines = [line.split(":", 2) for line in own_cgroup.read_text().splitlines()]
+    except OSError:  # not Linux
+        return []
+    left = []
+    for _, controllers, path in lines:
+        if not controllers:
+            mount, names = cgroups, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            mount, names = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # The limits of all groups above count, too. In a container the path may be the host's, which is not there:
+        # then the container's own group is the mount itself.
+        group = mount / path.strip("/")
+        groups = [group, *(parent for parent in group.parents if parent.is_relative_to(mount))]
+        for folder in groups:
+            with contextlib.suppress(OSError, ValueError, KeyError):  # no such group, or "max": no limit
+                limit, used = (int((folder / name).read_text()) for name in names[:2])
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                left.append(max(0, limit - used + int(stat[names[2]])))
+    return left
 
 
 class Frames(Dataset):

@@ -8,13 +8,13 @@ torchrun --nproc-per-node 8 -- evaluate.py --checkpoint C    # each process take
 
 from __future__ import annotations
 
+import startup  # noqa: F401 - first
+
 import argparse
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-import openmp  # noqa: F401 - before torch
 
 import torch
 

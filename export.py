@@ -18,12 +18,12 @@ The file appears under its name after it has passed the check: a file that was t
 
 from __future__ import annotations
 
+import startup  # noqa: F401 - first
+
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import openmp  # noqa: F401 - before torch
 
 import numpy as np
 import torch

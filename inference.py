@@ -17,12 +17,12 @@ NAME.json has the class names and the unit of the depth (metres_per_unit). In pr
 
 from __future__ import annotations
 
+import startup  # noqa: F401 - first
+
 import argparse
 import sys
 from datetime import timedelta
 from pathlib import Path
-
-import openmp  # noqa: F401 - before torch
 
 import torch
 

@@ -6,12 +6,12 @@ python plot.py runs/a --metrics train/depth,val/segmentation/miou
 
 from __future__ import annotations
 
+import startup  # noqa: F401 - first
+
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import openmp  # noqa: F401 - before torch
 
 from user_input.flags import Parser
 from user_input.values import convert, near

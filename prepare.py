@@ -19,11 +19,11 @@ accepted in place of the zip archives of all but nyudv2.
 
 from __future__ import annotations
 
+import startup  # noqa: F401 - first
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import openmp  # noqa: F401 - before torch
 
 from rooms import generate
 from sources import camvid, carvana, kitti, nyudv2, redkitchen, replica

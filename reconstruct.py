@@ -12,14 +12,14 @@ without triangles), NAME_plan.png (the floor plan) and NAME.json (classes, areas
 
 from __future__ import annotations
 
+import startup  # noqa: F401 - first
+
 import argparse
 import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import openmp  # noqa: F401 - before torch
 
 from deploy.backends import BACKENDS, FILES
 from deploy.predictor import Predictor

@@ -14,12 +14,12 @@ Hard distillation for asymmetric annotations: Nekrasov et al., arXiv 1809.04766,
 
 from __future__ import annotations
 
+import startup  # noqa: F401 - first
+
 import argparse
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import openmp  # noqa: F401 - before torch
 
 import numpy as np
 import torch

@@ -10,6 +10,8 @@ A run folder holds config.yaml, log.jsonl (a line a report), TensorBoard events,
 
 from __future__ import annotations
 
+import startup  # noqa: F401 - first
+
 import platform
 import signal
 import sys
@@ -18,8 +20,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-
-import openmp  # noqa: F401 - before torch
 
 import numpy as np
 import torch

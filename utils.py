@@ -42,6 +42,8 @@ def run(main: Callable[[], int | None]) -> None:
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # so that temporary files are removed, as after Ctrl-C
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # up to here startup.py has ended the script
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.exit(main() or 0)
     except KeyboardInterrupt:
         sys.exit(130)

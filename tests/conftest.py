@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import startup  # noqa: F401 - so that the fork server has the environment that the tests have from here on
+
 import io
 import shutil
 import signal
@@ -10,8 +12,6 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import openmp  # noqa: F401 - so that the fork server has the environment that the tests have from here on
 
 import forkserver
 import numpy as np

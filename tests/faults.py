@@ -8,6 +8,8 @@ of one that met no fault, bit for bit.
 
 from __future__ import annotations
 
+import startup  # noqa: F401 - so that the fork server has the environment of the trainings
+
 import argparse
 import contextlib
 import os
@@ -21,8 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import openmp  # noqa: F401 - so that the fork server has the environment of the trainings
 
 import forkserver
 import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import signal
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from tasks import TASKS
 
 # From the ground up. A module imports only what stands on an earlier line, or in its own folder.
 LAYERS = (
-    ("distributed", "loss", "metrics", "openmp", "user_input"),
+    ("distributed", "loss", "metrics", "startup", "user_input"),
     ("config", "utils"),
     ("geometry", "images"),
     ("drawing",),
@@ -56,9 +57,8 @@ SCRIPTS = [file for file in sorted(ROOT.glob("*.py")) if '__name__ == "__main__"
 
 
 @pytest.mark.parametrize("file", SCRIPTS, ids=lambda path: path.name)
-def test_openmp_is_set_before_anything_could_load_it(file):
-    others = [name for name in imported(file.read_text()) if name not in sys.stdlib_module_names]
-    assert others[0] == "openmp"
+def test_startup_is_imported_first(file):
+    assert imported(file.read_text())[:2] == ["__future__", "startup"]
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
@@ -68,6 +68,28 @@ def test_openmp_of_a_script_waits_without_spinning_unless_the_user_wants_it(give
     words = [sys.executable, str(ROOT / "evaluate.py"), "--help"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and f"OMP_WAIT_POLICY = '{expected}'" in done.stderr, done.stderr
+
+
+def test_ctrl_c_ends_a_script_in_silence_while_it_imports(tmp_path):
+    for name in ("numpy", "torch"):  # in place of what takes seconds, and comes first in one script or the other
+        (tmp_path / f"{name}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(file)], env=os.environ | {"PYTHONPATH": str(tmp_path)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for file in SCRIPTS
+    ]  # fmt: skip
+    try:
+        for file, script in zip(SCRIPTS, started, strict=True):
+            line = script.stdout.readline()
+            script.send_signal(signal.SIGINT)
+            rest = script.communicate(timeout=60)
+            assert (line, *rest, script.returncode) == ("importing\n", "", "", 130), file.name
+    finally:
+        for script in started:
+            script.kill()
+            script.communicate()
 
 
 def test_an_import_inside_a_function_counts():

@@ -200,10 +200,45 @@ def test_each_process_keeps_its_own_validation_frames(rooms_folder, monkeypatch)
     assert list(val["rooms"].decoded) == [1] and len(mixture.parts[0].decoded) == 12
 
 
+MEBIBYTE = 2**20
+
+
+def write_group(folder: Path, **values: object) -> None:
+    """A control group: its files memory.NAME."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in values.items():
+        (folder / f"memory.{name}").write_text(f"{value}\n")
+
+
 def test_memory_that_caches_files_is_available(tmp_path):
     (tmp_path / "meminfo").write_text("MemTotal:  16000 kB\nMemFree:  100 kB\nMemAvailable:  9000 kB\nHugePages: 0\n")
-    assert available_memory(tmp_path / "meminfo") == 9000 * 1024
-    assert available_memory(tmp_path / "nowhere") > 2**20
+    nowhere = tmp_path / "nowhere"
+    assert available_memory(tmp_path / "meminfo", nowhere, nowhere) == 9000 * 1024
+    assert available_memory(nowhere, nowhere, nowhere) > MEBIBYTE
+
+
+@pytest.mark.parametrize(("group", "left"), [
+    ("", 4), ("job", 3), ("job/step", 2), ("of/the/host", 4), ("full", 0), ("endless", 4),
+])  # fmt: skip
+def test_memory_of_a_container_is_what_its_limit_leaves(tmp_path, group, left):
+    (tmp_path / "meminfo").write_text(f"MemAvailable:  {9 * 1024} kB\n")
+    groups = {"": (10, 7, 1), "job": (5, 3, 1), "job/step": (2, 1, 1), "full": (3, 4, 0), "endless": (None, 4, 0)}
+    for name, (limit, used, cached) in groups.items():
+        most = limit * MEBIBYTE if limit else "max"
+        stat = f"anon 0\ninactive_file {cached * MEBIBYTE}"
+        write_group(tmp_path / "cgroup" / name, max=most, current=used * MEBIBYTE, stat=stat)
+    (tmp_path / "own").write_text(f"0::/{group}\n")
+    assert available_memory(tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "own") == left * MEBIBYTE
+
+
+@pytest.mark.parametrize(("own", "left"), [("5:cpu,memory:/job\n0::/", 8), ("4:cpu:/job", 9)])
+def test_memory_of_a_container_of_version_1(tmp_path, own, left):
+    (tmp_path / "meminfo").write_text(f"MemAvailable:  {9 * 1024} kB\n")
+    stat = f"inactive_file 0\ntotal_inactive_file {3 * MEBIBYTE}"
+    group, limits = tmp_path / "cgroup/memory/job", {"limit_in_bytes": 20 * MEBIBYTE, "usage_in_bytes": 15 * MEBIBYTE}
+    write_group(group, stat=stat, **limits)
+    (tmp_path / "own").write_text(f"{own}\n")
+    assert available_memory(tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "own") == left * MEBIBYTE
 
 
 def test_without_changes_of_color_nothing_is_loaded_for_them(rooms_folder, monkeypatch):
