@@ -150,9 +150,10 @@ def start(arguments: list[object], cwd: Path | None = None) -> forkserver.Fork |
     return forkserver.start("train.py", *arguments, cwd=cwd, new_session=True)
 
 
-def wait_for(path: Path, line: str, process: forkserver.Fork | subprocess.Popen[str]) -> None:
+def wait_for(path: Path, line: str, process: forkserver.Fork | subprocess.Popen[str], times: int = 1) -> None:
+    """Waits until the file holds `line` so many times."""
     deadline = time.monotonic() + 120
-    while not (path.is_file() and line in path.read_text()):
+    while not (path.is_file() and path.read_text().count(line) >= times):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.02)
 

@@ -39,7 +39,7 @@ ENVIRONMENT = dict(os.environ)
 # Environment variables that are read while a script runs, not when a package is imported or Python starts.
 AT_RUN_TIME = {
     "TRACEBACK", "TMPDIR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-    "PYTEST_CURRENT_TEST", "PWD", "OLDPWD",
+    "TORCHELASTIC_USE_AGENT_STORE", "GLOO_SOCKET_IFNAME", "PYTEST_CURRENT_TEST", "PWD", "OLDPWD",
 }  # fmt: skip
 
 
