@@ -1,9 +1,12 @@
-"""What several test files build: networks, tasks, and a stand-in for the published code."""
+"""What several test files build or check: networks, tasks, a stand-in for the published code, kept output."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -27,6 +30,22 @@ def tasks(classes: int = 40, normals: bool = False) -> dict[str, Task]:
 
 def settings(encoder: str, **values: object) -> Config:
     return make_config({"encoder": encoder, **values}, "test")
+
+
+def existing_output_is_kept(here: Path, write: Callable[[Path], object]) -> None:
+    """Asserts that `write` refuses a full folder and a file, and fills an empty one, `empty`, beside what looks like
+    its temporary files: it removes what a killed run of its own has left, and nothing else."""
+    for name in ("full", "empty", "empty.part", ".empty.a1b2c3d4.part"):
+        (here / name).mkdir()
+    for name in ("full/mine", "file", "empty.part/mine", ".empty.a1b2c3d4.part/of a run that was killed"):
+        (here / name).write_text("mine")
+    for name in ("full", "file"):
+        with pytest.raises(FileExistsError, match=f"{name}: exists and is not an empty folder"):
+            write(here / name)
+    assert (here / "full/mine").read_text() == (here / "file").read_text() == "mine"
+    write(here / "empty")
+    assert (here / "empty/dataset.yaml").is_file()
+    assert (here / "empty.part/mine").read_text() == "mine"
 
 
 @functools.cache

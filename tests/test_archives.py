@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Script, only_error_line, only_holds, write_zip
+from helpers import existing_output_is_kept
 from official import archives
 from PIL import Image
 
@@ -74,18 +75,8 @@ def test_damaged_archive(
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_existing_output_is_kept(command: str, small: dict[str, list[str]], here: Path) -> None:
-    for name in ("full", "empty", "empty.part", ".empty.a1b2c3d4.part"):
-        (here / name).mkdir()
-    for name in ("full/mine", "file", "empty.part/mine", ".empty.a1b2c3d4.part/of a run that was killed"):
-        (here / name).write_text("mine")
-    for name in ("full", "file"):
-        with pytest.raises(FileExistsError, match=f"{name}: exists and is not an empty folder"):
-            prepare.main([command, *small[command], "--output", name])
-    assert (here / "full/mine").read_text() == (here / "file").read_text() == "mine"
-    prepare.main([command, *small[command], "--output", "empty"])
-    assert (here / "empty/dataset.yaml").is_file()
+    existing_output_is_kept(here, lambda path: prepare.main([command, *small[command], "--output", path.name]))
     only_holds(here, "full", "file", "empty", "empty.part")
-    assert (here / "empty.part/mine").read_text() == "mine"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import only_holds, png, shared, small_frame, write_zip
+from helpers import existing_output_is_kept
 from PIL import Image
 
 import prepare
@@ -192,15 +193,7 @@ def test_archive_that_lacks_a_listed_file(here: Path) -> None:
 
 def test_existing_output_is_kept(here: Path) -> None:
     path = write_zip(here / "a.zip", {"nyud/" + name: data for name, data in archive_content(2).items()})
-    for name in ("full", "empty", "empty.part", ".empty.a1b2c3d4.part"):
-        (here / name).mkdir()
-    for name in ("full/mine", "file", "empty.part/mine", ".empty.a1b2c3d4.part/of a run that was killed"):
-        (here / name).write_text("mine")
-    for name in ("full", "file"):
-        with pytest.raises(FileExistsError, match=f"{name}: exists and is not an empty folder"):
-            nyudv2.unpack(path, here / name)
-    assert (here / "full/mine").read_text() == (here / "file").read_text() == "mine"
-    nyudv2.unpack(path, here / "empty")
+    existing_output_is_kept(here, lambda output: nyudv2.unpack(path, output))
     assert read_list(read_folder(here / "empty"), "val")
     only_holds(here, "a.zip", "full", "file", "empty", "empty.part")
 
