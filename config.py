@@ -55,6 +55,7 @@ class Config:
     depth_activation: str = "softplus"  # softplus | exp | abs: from the head's raw output to metres
     depth_loss: str = "berhu"  # berhu | l1 | log (l1 of the logarithms), see loss.py
     depth_gradient: float = 0.0  # weight of the loss on depth's differences between neighbors; 0 = none
+    box_layers: str = "light"  # of the head for boxes: light (5x5 within each channel, 1x1) | plain (3x3)
     loss_stride: int = 2  # compute the losses at every n-th pixel of each axis (other ones in each step): 1, 2 or 4
 
     # Network
@@ -106,6 +107,7 @@ CHOICES = {
     "class_weights": ("none", "log"),
     "depth_activation": ("softplus", "exp", "abs"),
     "depth_loss": ("berhu", "l1", "log"),
+    "box_layers": ("light", "plain"),
     "loss_stride": (1, 2, 4),
     "decoder": ("refinenet", "unet"),
     "context": ("none", "attention"),

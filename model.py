@@ -27,7 +27,7 @@ from networks.checkpoints import (
 from networks.decoders import DECODERS, build_decoder
 from networks.encoders import ShapesOnly, build_encoder, read_weights
 from networks.paper_checkpoints import read_published
-from tasks import CLASS_LISTS, Task, check_parts, tasks_from_plain
+from tasks import CLASS_LISTS, Task, check_parts, completed, tasks_from_plain
 from user_input.text_files import read_json
 from user_input.values import near
 
@@ -106,7 +106,8 @@ def decode(
     raws: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, int]], tasks: Mapping[str, Task]
 ) -> dict[str, Tensor]:
     """{task: raw output of the head that data sets share} -> {task: prediction at sizes[task]}."""
-    return {name: task.decode(task.select(raws[name]), sizes[name]) for name, task in tasks.items()}
+    found = {name: task.decode(task.select(raws[name]), sizes[name]) for name, task in tasks.items()}
+    return completed(found, tasks)
 
 
 def tasks_of(network: Network, domain: str, path: Path) -> dict[str, Task]:
@@ -278,4 +279,4 @@ def predict_scales(
             raws = network(pixels.flip(-1) if flipped else pixels)
             for name, task in tasks.items():
                 views[name].append((task.select(raws[name]), scale, flipped))
-    return {name: task.merge(views[name], sizes[name]) for name, task in tasks.items()}
+    return completed({name: task.merge(views[name], sizes[name]) for name, task in tasks.items()}, tasks)

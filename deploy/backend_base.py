@@ -14,7 +14,7 @@ from torch import Tensor
 from deploy.signature import Signature
 from geometry import resize_image
 from model import decode
-from tasks import Task
+from tasks import Task, completed
 from utils import pick_precision
 
 STATIC_SHAPES = 4  # sizes of images that have a graph of their own at the same time
@@ -123,29 +123,9 @@ class Backend(ABC):
         if len(values) != len(self.tasks):
             raise ValueError(f"{self.where}: it has {len(values)} outputs for {len(self.tasks)} tasks")
         for (name, task), value in zip(self.tasks.items(), values, strict=True):
-            expected = torch.zeros(1, len(images))  # the raw output: floats
-            shape: tuple[int, ...] = (len(images), task.channels)
-            if self.signature.units_out:
-                expected = task.decode(torch.zeros(1, task.channels, 2, 2), (2, 2))
-                shape = (len(images), *expected.shape[1:-2])
-            floats = expected.is_floating_point()
-            right = value.is_floating_point() == floats and value.shape[:-2] == shape and value.dtype != torch.bool
-            if not right or value.ndim < 3 or not value.numel():
-                kind = "numbers" if floats else "whole numbers"
-                raise ValueError(
-                    f"{self.where}: its output {name!r} is {str(value.dtype).removeprefix('torch.')} "
-                    f"{tuple(value.shape)}; expected {kind} ({', '.join(map(str, shape))}, height, width)"
-                )
-            if self.signature.units_out and value.shape[-2:] != images.shape[-2:]:
-                raise ValueError(
-                    f"{self.where}: its output {name!r} is {tuple(value.shape[-2:])} for pictures of "
-                    f"{tuple(images.shape[-2:])}; expected the same size"
-                )
-            if not floats and not 0 <= int(value.min()) <= int(value.max()) < task.channels:
-                raise ValueError(
-                    f"{self.where}: its output {name!r} has ids {int(value.min())} .. {int(value.max())}; "
-                    f"expected 0 .. {task.channels - 1}"
-                )
+            size = tuple(images.shape[-2:]) if self.signature.units_out else None
+            if fault := task.output_fault(value, len(images), size):
+                raise ValueError(f"{self.where}: its output {name!r} {fault}")
         return values
 
     @torch.inference_mode()
@@ -172,5 +152,6 @@ class Backend(ABC):
     ) -> dict[str, Tensor]:
         """`outputs` for images of the size `seen` -> {task: prediction (B, ...) at sizes[task]}."""
         if self.signature.units_out:
-            return {name: task.resize(outputs[name], seen, sizes[name]) for name, task in tasks.items()}
+            found = {name: task.resize(outputs[name], seen, sizes[name]) for name, task in tasks.items()}
+            return completed(found, tasks)
         return decode(outputs, sizes, tasks)

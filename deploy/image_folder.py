@@ -100,14 +100,14 @@ def refuse_files_of_others(stems: Sequence[Path], tasks: Mapping[str, Task], vid
 
     The description STEM.json says which files are of an earlier call.
     """
-    endings = ["_overview.mp4"] if video else ["_overview.jpg"]
-    if not video:
-        endings += [f"_{name}{ending}" for name in tasks for ending in (".png", "_color.jpg")]
     for stem in stems:
         description = stem.with_name(f"{stem.name}.json")
         if written_by_us(description):
             continue
-        for path in (description, *(stem.with_name(stem.name + ending) for ending in endings)):
+        names = [description.name, f"{stem.name}_overview.{'mp4' if video else 'jpg'}"]
+        for name, task in () if video else tasks.items():
+            names += [task.file_name(stem.name), f"{stem.name}_{name}_color.jpg"]
+        for path in map(stem.with_name, names):
             if os.path.lexists(path):
                 raise ValueError(f"{path}: exists, and is not a result of inference.py; choose another --output")
 
@@ -123,7 +123,7 @@ def written_by_us(description: Path) -> bool:
 def write_description(stem: Path, image: str, height: int, width: int, tasks: Mapping[str, Task], video: bool) -> None:
     """Writes STEM.json: what is in the outputs of a picture or video, with class names and units."""
     described = {
-        name: ({} if video else {"file": f"{stem.name}_{name}.png"}) | task.section() for name, task in tasks.items()
+        name: ({} if video else {"file": task.file_name(stem.name)}) | task.section() for name, task in tasks.items()
     }
     content = {"written_by": WRITTEN_BY, "image": image, "width": width, "height": height, "tasks": described}
     with whole_file(stem.with_name(f"{stem.name}.json")) as temporary:
@@ -163,7 +163,7 @@ def predict_files(predictor: Predictor, jobs: Sequence[Job], few: bool = False) 
         for (job, image), result in zip(group, results, strict=True):
             try:
                 write_description(job.stem, job.image.name, *image.shape[:2], predictor.tasks, video=False)
-                save_predictions(job.stem, image, predictor.tasks, result)
+                save_predictions(job.stem, image, predictor.tasks, result, job.image.name)
                 bar.update()
             except OSError as problem:
                 if problem.errno != errno.ENAMETOOLONG:

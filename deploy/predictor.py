@@ -28,7 +28,8 @@ Change = Callable[[Tensor, Mapping[str, Tensor]], Mapping[str, Tensor]]
 class Predictor:
     """Images (H, W, 3) uint8 RGB of any size -> {task: prediction at the image's size}, numpy.
 
-    "segmentation": (H, W) uint8 class ids; "depth": (H, W) float32 metres; "normals": (3, H, W) float32.
+    "segmentation": (H, W) uint8 class ids; "depth": (H, W) float32 metres; "normals": (3, H, W) float32; "boxes": a
+    structured array with `box`, `score`, `class`, `distance_m`, `xyz_m` (tasks/boxes.py).
 
     source: a checkpoint, a file of export.py, a network, or an open back end. backend: auto, or a name in
     backends.BACKENDS. device: auto, cpu, cuda, cuda:N. domain: a data set of the training whose classes and range are
@@ -67,17 +68,19 @@ class Predictor:
         pixels = torch.from_numpy(fitted[0][None] if len(fitted) == 1 else np.stack(fitted)).permute(0, 3, 1, 2)
         return pixels.pin_memory() if self.backend.device.type == "cuda" else pixels
 
-    @torch.inference_mode()
     def batch(self, images: Sequence[np.ndarray], change: Change | None = None) -> list[dict[str, np.ndarray]]:
         """Images of one size -> their predictions. `change` works on the network's raw outputs, (pixels, outputs) ->
         outputs, before they become predictions (video.Smoother)."""
+        return self._arrays(self.tensors(images, change))
+
+    @torch.inference_mode()
+    def tensors(self, images: Sequence[np.ndarray], change: Change | None = None) -> dict[str, Tensor]:
+        """`batch` before `Task.arrays`: {task: prediction (B, ...)}."""
         sizes = dict.fromkeys(self.tasks, images[0].shape[:2])
         pixels = self.pixels(images)
         if change is None:
-            found = predict_batch(self.backend, pixels, sizes, mirror=self.mirror, tasks=self.tasks)
-        else:
-            found = self.backend.finish(change(pixels, self.backend(pixels)), pixels.shape[-2:], sizes, self.tasks)
-        return self._arrays(found)
+            return predict_batch(self.backend, pixels, sizes, mirror=self.mirror, tasks=self.tasks)
+        return self.backend.finish(change(pixels, self.backend(pixels)), pixels.shape[-2:], sizes, self.tasks)
 
     @torch.inference_mode()
     def with_probabilities(self, image: np.ndarray, task: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
@@ -108,15 +111,19 @@ class Predictor:
 
 
 def save_predictions(
-    stem: Path, image: np.ndarray, tasks: Mapping[str, Task], predictions: Mapping[str, np.ndarray]
+    stem: Path, image: np.ndarray, tasks: Mapping[str, Task], predictions: Mapping[str, np.ndarray], name: str = ""
 ) -> None:
-    """Writes STEM_task.png (or what the task saves), STEM_task_color.jpg and STEM_overview.jpg."""
+    """Writes STEM_task.png (or what the task saves), STEM_task_color.jpg and STEM_overview.jpg. `name` is that of the
+    image's file."""
     # Pictures for looking at need not have all pixels of a very large image.
     step = stride_for(*image.shape[:2], PIXELS_TO_SEE)
     panels: list[Panel] = [("image", image[::step, ::step], [])]
-    for name, task in tasks.items():
-        picture = task.draw(predictions[name], image.shape[:2], panels[0][1].shape[:2])
-        panels.append((name, picture, task.legend(predictions[name])))
-        task.save(predictions[name], stem.with_name(f"{stem.name}_{name}{task.suffix}"))
-        write_jpeg(stem.with_name(f"{stem.name}_{name}_color.jpg"), picture)
+    for kind, task in tasks.items():
+        size, found = image.shape[:2], predictions[kind]
+        picture = task.draw_over(panels[0][1], found, size)
+        if picture is None:
+            picture = task.draw(found, size, panels[0][1].shape[:2])
+        panels.append((kind, picture, task.legend(found)))
+        task.save(found, stem.with_name(task.file_name(stem.name)), name, size)
+        write_jpeg(stem.with_name(f"{stem.name}_{kind}_color.jpg"), picture)
     write_jpeg(stem.with_name(f"{stem.name}_overview.jpg"), side_by_side(panels))

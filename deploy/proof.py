@@ -22,7 +22,7 @@ class Difference:
     """How a file's predictions of one task differ from the checkpoint's, over all pixels."""
 
     task: str
-    changed: float  # share of the pixels
+    changed: float  # share of the pixels, or of the boxes
     largest: float | None  # of real numbers, in the task's unit; None for classes
     agreement: float | None  # of classes: mean IoU of the file's map with the checkpoint's; None for real numbers
     finite: bool
@@ -86,10 +86,9 @@ def differences(
     counts: dict[str, Tensor] = {}
     for picture in pictures:
         expected = reference(network, tasks, picture, backend)
-        found = predictor(picture)
+        found = predictor.tensors([picture])
         for name, value in expected.items():
-            other = torch.from_numpy(found[name])[None]
-            task = tasks[name]
+            other, task = found[name].cpu(), tasks[name]
             off, wrong, count = task.difference(other, value, tolerance)
             if value.is_floating_point():
                 largest[name] = max(largest.get(name, 0.0), off)
@@ -102,7 +101,7 @@ def differences(
     for name in tasks:
         agreement = mean_iou(counts[name]) if name in counts else None
         yield Difference(
-            name, changed[name] / pixels[name], largest.get(name), agreement, largest.get(name, 0.0) < math.inf
+            name, changed[name] / max(1, pixels[name]), largest.get(name), agreement, largest.get(name, 0.0) < math.inf
         )
 
 

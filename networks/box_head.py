@@ -18,7 +18,9 @@ PLACES = 4  # columns of a raw output that tell where its cell is: column, row, 
 SIDES = 4  # columns with the distances to the left, top, right and bottom side
 FIRST_CLASS = PLACES + SIDES
 WIDTH = 96  # channels
-PRIOR = 0.01  # the score of each class at the beginning: nearly all cells are background (arXiv 1708.02002, section 4.1)
+PRIOR = (
+    0.01  # the score of each class at the beginning: nearly all cells are background (arXiv 1708.02002, section 4.1)
+)
 FIRST_DISTANCE = 3.0  # cells
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from tasks.base import Task
+from tasks.boxes import Boxes
 from tasks.classes import CLASS_LISTS, NO_CLASS
 from tasks.dense import DenseTask
 from tasks.depth import Depth
@@ -22,23 +25,30 @@ __all__ = [
     "CLASS_LISTS",
     "NO_CLASS",
     "TASKS",
+    "Boxes",
     "DenseTask",
     "Depth",
     "Normals",
     "Segmentation",
     "Task",
     "check_parts",
+    "completed",
     "task_giving",
     "tasks_from_plain",
     "tasks_to_plain",
 ]
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Segmentation, Depth, Normals)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Segmentation, Depth, Normals, Boxes)}
 
 
 def task_giving(what: str, tasks: Mapping[str, Task | type[Task]] = TASKS) -> str:
     """The name of the first task whose predictions hold `what` in each pixel (Task.gives); "" = none does."""
     return next((name for name, task in tasks.items() if task.gives == what), "")
+
+
+def completed(found: Mapping[str, Tensor], tasks: Mapping[str, Task]) -> dict[str, Tensor]:
+    """{task: prediction} of the same frames, with what one task takes of the others'."""
+    return {name: tasks[name].complete(value, found, tasks) for name, value in found.items()}
 
 
 def tasks_to_plain(tasks: Mapping[str, Task]) -> dict[str, dict[str, object]]:

@@ -85,6 +85,10 @@ class Task(ABC):
         """Raises ValueError for values that no data set and no settings lead to: checkpoints may hold anything."""
         return
 
+    def with_thresholds(self, score: float | None, overlap: float | None) -> Task:
+        """The task with other thresholds of its predictions, where it has any; None keeps one. In 0..1."""
+        return self
+
     def check_part_of(self, head: Task) -> None:
         """Raises ValueError unless `select` can take this task's outputs from those of the head."""
         return
@@ -236,6 +240,14 @@ class Task(ABC):
         """A prediction for frames of size `before` -> for frames of this size."""
         return prediction
 
+    def complete(self, prediction: Tensor, others: Mapping[str, Tensor], tasks: Mapping[str, Task]) -> Tensor:
+        """The prediction with what follows from those of all `tasks` for the same frames, such as distances."""
+        return prediction
+
+    def complete_target(self, target: Target, others: Mapping[str, Target], tasks: Mapping[str, Task]) -> Target:
+        """`complete` of a target of evaluation, by the frames' other targets."""
+        return target
+
     def smooth(self, earlier: Tensor, raw: Tensor, kept: Callable[[Size], Tensor]) -> Tensor:
         """Averages raw output of a video over time. kept(size) is (1, 1, *size): the share of what was there."""
         return raw
@@ -298,6 +310,11 @@ class Task(ABC):
         return float(off.max()) if off.numel() else 0.0, int(changed.sum()), wanted.numel()
 
     @abstractmethod
+    def output_fault(self, value: Tensor, frames: int, size: Size | None) -> str:
+        """What is wrong with the output of a file for so many frames, "" = nothing. It is raw output, or with `size` a
+        prediction for frames of this size."""
+
+    @abstractmethod
     def draw(self, prediction: np.ndarray, size: Size | None = None, shown: Size | None = None) -> np.ndarray:
         """The prediction of a frame of this size, or a label -> picture (*shown, 3) uint8, with the same colors in all
         frames. By default a picture has the frame's size, which a map knows by itself.
@@ -307,14 +324,19 @@ class Task(ABC):
         """(text, color) entries that explain the picture."""
         return []
 
-    def draw_over(self, picture: np.ndarray, prediction: np.ndarray) -> np.ndarray | None:
-        """A frame's picture (H, W, 3) uint8 with its prediction, or its label, drawn over it; None: the task is shown
-        by `draw` alone."""
+    def draw_over(self, picture: np.ndarray, prediction: np.ndarray, size: Size | None = None) -> np.ndarray | None:
+        """The picture (H, W, 3) uint8 of a frame with its prediction, or its label, drawn over it; None: the task is
+        shown by `draw` alone. `size` is the frame's, by default the picture's."""
         return None
 
+    @classmethod
+    def file_name(cls, stem: str) -> str:
+        """Of the file that `save` writes for the picture `stem`."""
+        return f"{stem}_{cls.name}{cls.suffix}"
+
     @abstractmethod
-    def save(self, prediction: np.ndarray, path: Path) -> None:
-        """Writes the values of a frame to a file that `read` reads back."""
+    def save(self, prediction: np.ndarray, path: Path, image: str = "", size: Size = (0, 0)) -> None:
+        """Writes the values of a frame to a file that `read` reads back. `image` is the name of its picture."""
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:

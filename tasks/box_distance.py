@@ -13,8 +13,8 @@ LOWER_QUARTILE = 0.25
 def distances(boxes: Tensor, depth: Tensor, classes: Tensor | None, own: Tensor | None) -> Tensor:
     """Metres along the optical axis (B, K) of what is in the boxes; NaN where no depth is known.
 
-    boxes (B, K, 4) pixels of the frame; depth (B, H, W) metres, 0 = none; classes (B, H, W) ids, and own (B, K) the id of
-    the thing in each box, -1 = none of them; or None for both.
+    boxes (B, K, 4) pixels of the frame; depth (B, H, W) metres, 0 = none; classes (B, H, W) ids, and own (B, K) the id
+    of the thing in each box, -1 = none of them; or None for both.
     The median depth of the points in the middle half of the box that show its class. Where few do, the lower quartile
     of all: things stand before what is behind them.
     """

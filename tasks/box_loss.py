@@ -40,11 +40,13 @@ def inside(cells: Tensor, boxes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def assign(cells: Tensor, found: Tensor, scores: Tensor, boxes: Tensor, real: Tensor) -> Assignment:
-    """cells (B, N, 2) centres, found (B, N, 4) predicted boxes, scores (B, M, N) of each box's class in each cell, boxes
-    (B, M, 4), real (B, M): no padding and not ignored. All in shares of the frame.
+    """Which cells learn which boxes, in shares of the frame.
 
-    A box gets the cells inside it with the best alignment, score x overlap^6. One without any gets the nearest. A cell
-    in several learns the one that it overlaps most.
+    cells (B, N, 2): centres; found (B, N, 4): predicted boxes; scores (B, M, N) of each box's class in each cell;
+    boxes (B, M, 4); real (B, M): neither padding nor ignored.
+
+    A box gets the cells inside it with the best alignment, score x overlap^6. A cell that several boxes get learns the
+    one that it overlaps most. A box with no cell inside gets the nearest one, before all others.
     """
     overlap = overlaps(boxes, found)  # (B, M, N)
     alignment = scores * overlap.pow(SHARPNESS)
@@ -52,15 +54,16 @@ def assign(cells: Tensor, found: Tensor, scores: Tensor, boxes: Tensor, real: Te
     middle = (boxes[..., :2] + boxes[..., 2:]) / 2
     nearest = torch.cdist(middle, cells).argmin(2, keepdim=True)  # (B, M, 1)
     alone = torch.zeros_like(within).scatter_(2, nearest, True)
-    within = torch.where(within.any(2, keepdim=True), within, alone) & real[..., None]
+    small = ~within.any(2, keepdim=True)
+    within = torch.where(small, alone, within) & real[..., None]
     # Alignment is not below 0: outside, -1 comes after all cells within.
     order = torch.where(within, alignment, -1.0).topk(min(CELLS_OF_A_BOX, cells.shape[1]), dim=2).indices
     chosen = torch.zeros_like(within).scatter_(2, order, True) & within
-    box = torch.where(chosen, overlap, -1.0).argmax(1)  # (B, N)
+    box = torch.where(chosen, overlap + small, -1.0).argmax(1)  # (B, N)
     chosen = chosen & (torch.arange(boxes.shape[1], device=box.device)[None, :, None] == box[:, None])
     # The best cell of a box has the quality of its best overlap, the others less.
     alignment, overlap = alignment * chosen, overlap * chosen
-    most = alignment.amax(2, keepdim=True).clamp(min=1e-12)
+    most = alignment.amax(2, keepdim=True).clamp(min=1e-35)
     quality = (alignment / most * overlap.amax(2, keepdim=True)).amax(1)
     return Assignment(box, quality)
 

@@ -175,6 +175,22 @@ class DenseTask(Task):
         label = np.where(sure, prediction, prediction.dtype.type(self.fill))
         return label, int(sure.sum()), sure.size
 
+    def output_fault(self, value: Tensor, frames: int, size: Size | None) -> str:
+        floats, shape = True, (frames, self.channels)
+        if size is not None:
+            expected = self.decode(torch.zeros(1, self.channels, 2, 2), (2, 2))
+            floats, shape = expected.is_floating_point(), (frames, *expected.shape[1:-2])
+        right = value.is_floating_point() == floats and value.shape[:-2] == shape and value.dtype != torch.bool
+        if not right or value.ndim < 3 or not value.numel():
+            kind = "numbers" if floats else "whole numbers"
+            got = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+            return f"is {got}; expected {kind} ({', '.join(map(str, shape))}, height, width)"
+        if size is not None and value.shape[-2:] != size:
+            return f"is {tuple(value.shape[-2:])} for pictures of {tuple(size)}; expected the same size"
+        if not floats and not 0 <= int(value.min()) <= int(value.max()) < self.channels:
+            return f"has ids {int(value.min())} .. {int(value.max())}; expected 0 .. {self.channels - 1}"
+        return ""
+
     # Pictures
 
     def draw(self, prediction: np.ndarray, size: Size | None = None, shown: Size | None = None) -> np.ndarray:

@@ -204,7 +204,7 @@ class Depth(DenseTask):
             (f"{tick:g} m", tuple(int(value) for value in color)) for tick, color in zip(ticks, colors, strict=True)
         ]
 
-    def save(self, prediction: np.ndarray, path: Path) -> None:
+    def save(self, prediction: np.ndarray, path: Path, image: str = "", size: Size = (0, 0)) -> None:
         """A 16-bit PNG in `metres_per_unit`."""
         stored = np.empty(prediction.shape, np.uint16)
         for rows, depth in zip(row_parts(stored), row_parts(prediction), strict=True):

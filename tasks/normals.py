@@ -96,7 +96,7 @@ class Normals(DenseTask):
         color = ((normal * [1, -1, -1] + 1) * 127.5).round().clip(0, 255)
         return np.where(normal.any(2, keepdims=True), color, 0).astype(np.uint8)
 
-    def save(self, prediction: np.ndarray, path: Path) -> None:
+    def save(self, prediction: np.ndarray, path: Path, image: str = "", size: Size = (0, 0)) -> None:
         normal = prediction.transpose(1, 2, 0)
         stored = np.where(normal.any(2, keepdims=True), ((normal + 1) * 127.5).round().clip(0, 255), 0)
         write_png(path, stored.astype(np.uint8))

@@ -256,7 +256,7 @@ class Segmentation(DenseTask):
         largest_first = [i for i in np.argsort(-counts, kind="stable") if counts[i] * 200 >= prediction.size]
         return [(self.classes[i].replace("_", " "), self.colors[i]) for i in largest_first]
 
-    def save(self, prediction: np.ndarray, path: Path) -> None:
+    def save(self, prediction: np.ndarray, path: Path, image: str = "", size: Size = (0, 0)) -> None:
         write_png(path, prediction.astype(np.uint8), self.palette)
 
 

@@ -53,10 +53,13 @@ def accumulate(
             sizes = dict.fromkeys(tasks, tuple(batch["size"][0].tolist()))
             with autocast(device, precision):
                 predictions = predict_scales(network, images, sizes, mirror, tasks)
+            targets = {}
             for name, prediction in predictions.items():
                 # Where the prediction is: a back end may compute on another device than `device`.
                 send = functools.partial(Tensor.to, device=prediction.device, non_blocking=True)
-                metrics[name].update(prediction, tasks[name].move(batch[name], send))
+                targets[name] = tasks[name].move(batch[name], send)
+            for name, prediction in predictions.items():
+                metrics[name].update(prediction, tasks[name].complete_target(targets[name], targets, tasks))
     mine, *others = distributed.gather(metrics)
     for theirs in others:
         for name, item in mine.items():
