@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -14,6 +15,8 @@ LINE = 18  # pixels: height of a line of text, of the text itself, and length of
 TEXT = 12
 BAR = 240
 BLUE, GREY = (64, 112, 176), (236, 236, 236)
+PLOT = (360, 270)  # pixels: width and height of the area that curves are drawn in
+CURVES = (BLUE, (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (0, 0, 0), (140, 140, 140))
 
 
 # ---------------------------------------------------------------------------------------------- charts
@@ -61,6 +64,45 @@ def confusion(names: Sequence[str], counts: np.ndarray) -> np.ndarray:
             draw.rectangle((x, top, x + cell - 2, top + cell - 2), fill=color, outline=GREY)
             if share >= 0.005:
                 draw.text((x + 3, top + 5), f"{100 * share:.0f}", fill="white" if share > 0.5 else "black", font=font)
+    return np.array(sheet)
+
+
+def curves(lines: Mapping[str, tuple[np.ndarray, np.ndarray]], across: str, up: str) -> np.ndarray:
+    """Line chart: {name: (x, y)} in 0..1, NaN = a gap; `across` and `up` name the axes -> (H, W, 3) uint8.
+
+    The legend stands below. Colors repeat after eight lines.
+    """
+    font = ImageFont.load_default(TEXT)
+    left, top, (width, height) = 36, LINE + 6, PLOT
+    bottom = top + height
+    legend = bottom + 2 * LINE + 10
+    size = (max(left + width + 20, 40 + _width(font, [*lines, ""])), legend + LINE * len(lines) + 4)
+    fine = 4  # lines are drawn four times as large, for smooth edges
+    sheet = Image.new("RGB", (fine * size[0], fine * size[1]), "white")
+    draw = ImageDraw.Draw(sheet)
+    places = [(tick / 5, left + width * tick / 5, bottom - height * tick / 5) for tick in range(6)]
+    for _, x, y in places:
+        draw.line((fine * x, fine * top, fine * x, fine * bottom), GREY, fine)
+        draw.line((fine * left, fine * y, fine * (left + width), fine * y), GREY, fine)
+    axes = [(left, top), (left, bottom), (left + width, bottom)]
+    draw.line([(fine * x, fine * y) for x, y in axes], "black", fine)
+    for number, (x, y) in enumerate(lines.values()):
+        color = CURVES[number % len(CURVES)]
+        points = np.column_stack([left + width * np.asarray(x), bottom - height * np.asarray(y)])
+        for start, end in itertools.pairwise(fine * points):
+            if np.isfinite([start, end]).all():
+                draw.line((*start, *end), color, 2 * fine)
+        y = legend + LINE * number + LINE / 2 - 1
+        draw.line((fine * 10, fine * y, fine * 30, fine * y), color, 3 * fine)
+    sheet = sheet.reduce(fine)
+    draw = ImageDraw.Draw(sheet)
+    for value, x, y in places:
+        draw.text((x, bottom + 4), f"{value:.1f}", "black", font, anchor="ma")
+        draw.text((left - 6, y), f"{value:.1f}", "black", font, anchor="rm")
+    draw.text((left, top - 6), up, "black", font, anchor="ls")
+    draw.text((left + width, bottom + LINE + 4), across, "black", font, anchor="ra")
+    for number, name in enumerate(lines):
+        draw.text((38, legend + LINE * number + LINE / 2 - 1), name, "black", font, anchor="lm")
     return np.array(sheet)
 
 
