@@ -1,4 +1,4 @@
-"""Class lists, and how data sets with different ones share the outputs of one head."""
+"""Checks of class lists, and how data sets with different ones share the outputs of one head."""
 
 from __future__ import annotations
 
@@ -8,23 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from drawing import class_palette
+from tasks.class_lists import CLASS_LISTS as CLASS_LISTS  # for all that use the rest of this file
 
 if TYPE_CHECKING:
     from tasks.base import Task
 
 NO_CLASS = 255  # "no label" in masks as `read` gives them; files may use another number
-
-CLASS_LISTS = {
-    # Gupta et al., CVPR 2013: the 40 classes of NYUDv2, in the order of classMapping40.mat.
-    "nyu40": tuple(
-        (
-            "wall floor cabinet bed chair sofa table door window bookshelf picture counter blinds desk shelves "
-            "curtain dresser pillow mirror floor_mat clothes ceiling books refrigerator television paper towel "
-            "shower_curtain box whiteboard person night_stand toilet sink lamp bathtub bag other_structure "
-            "other_furniture other_prop"
-        ).split()
-    )
-}
 
 
 class WithClasses(Protocol):
