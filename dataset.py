@@ -136,14 +136,14 @@ class Frames(Dataset):
                 continue
             size, source = image.shape[:2], self.folder.derived.get(name, "")
             if name in frame.labels:
-                arrays[name] = read_label(task, frame.labels[name], self.folder.sections[name], size)
+                arrays[name] = read_label(task, frame.labels[name], self.folder.sections[name], frame.image, size)
             elif source in frame.labels:
                 section = self.folder.sections[source]
                 given = TASKS[source].from_section(section, self.config)
-                label = read_label(given, frame.labels[source], section, size)
+                label = read_label(given, frame.labels[source], section, frame.image, size)
                 arrays[name] = task.derive(label, scaled_camera(self.folder.camera, *size))
             else:
-                arrays[name] = read_label(task, frame.taught[name], self.folder.taught[name], size)
+                arrays[name] = read_label(task, frame.taught[name], self.folder.taught[name], frame.image, size)
         return arrays
 
     def decode_all(self, indices: Sequence[int]) -> None:
@@ -197,9 +197,9 @@ class Frames(Dataset):
         return tensors | {name: task.to_tensor(labels[name]) for name, task in self.tasks.items()}
 
 
-def read_label(task: Task, path: Path, section: Mapping[str, object], size: tuple[int, int]) -> np.ndarray:
-    """The label of a frame of this size. Raises ValueError that names the file."""
-    return task.at_size(task.read(path, section), size, section, path)
+def read_label(task: Task, path: Path, section: Mapping[str, object], image: Path, size: tuple[int, int]) -> np.ndarray:
+    """The label of a frame, given its picture's file and size. Raises ValueError that names the file."""
+    return task.at_size(task.read(path, section, image), size, section, path)
 
 
 def image_tensor(image: np.ndarray) -> Tensor:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from config import Config
+from images import IMAGE_SUFFIXES
 from tasks import TASKS, Task
 from tasks.base import check_keys
+from user_input.layouts import MOST_LIST_BYTES, Layout, csv_lines, csv_values, tab_lines, yolo_layout
 from user_input.text_files import read_text, read_yaml
 from user_input.values import convert, near
 
-MOST_FRAMES, MOST_LIST_BYTES = 2**18, 2**27  # of a list file; the largest of the public data sets have 10^5 frames
+MOST_FRAMES = 2**18  # of a list file; the largest of the public data sets have 10^5 frames
 TEACHER_FILE = "teacher.yaml"  # beside a teacher's label files: who it was, and its settings
 
 # The public NYUDv2 archive has no dataset.yaml; this is what it would say.
@@ -40,6 +43,7 @@ class Folder:
     camera: dict[str, float]  # fx, fy, cx, cy, width, height in pixels; {} = not known
     poses: str = ""  # folder of 4x4 text files, camera to world in metres, with the names of the images; "" = none
     taught: dict[str, dict[str, object]] = field(default_factory=dict)  # task -> section of a teacher's label files
+    layout: Layout | None = None  # of a folder in another project's form; None: it has list files
 
     @property
     def derived(self) -> dict[str, str]:
@@ -65,13 +69,19 @@ def read_folder(path: str | Path, teacher_labels: str = "") -> Folder:
     Raises FileNotFoundError, or ValueError with file and key.
     """
     root = Path(path)
-    yaml_file = root / "dataset.yaml"
+    yaml_file, layout = root / "dataset.yaml", None
     if yaml_file.is_file():
         values, where = read_yaml(yaml_file), str(yaml_file)
     elif (root / NYUD_LISTS["train"]).is_file():
         values, where = NYUD_YAML, f"{root} (public NYUDv2 archive)"
+    elif (layout := yolo_layout(root, IMAGE_SUFFIXES)) is not None:
+        values, where = layout.values, layout.where
+    elif (described := csv_values(root)) is not None:
+        values, where = described, f"{root} (csv lists)"
     elif root.is_dir():
-        raise FileNotFoundError(f"{root}: it has no dataset.yaml; dataset/README.md shows one")
+        raise FileNotFoundError(
+            f"{root}: it has no dataset.yaml (nor the data.yaml of a YOLO folder); dataset/README.md shows one"
+        )
     else:
         raise FileNotFoundError(
             f"{root}: no such data set. Three ways to get one: `python prepare.py rooms` generates furnished rooms; "
@@ -89,7 +99,9 @@ def read_folder(path: str | Path, teacher_labels: str = "") -> Folder:
     for column in columns[1:]:
         if column not in TASKS:
             raise ValueError(f"{where}: unknown column {column!r}{near(column, TASKS)}; allowed: {', '.join(TASKS)}")
-    sections = {task: TASKS[task].read_section(values.get(task) or {}, f"{where}: {task}") for task in columns[1:]}
+    sections = {
+        task: TASKS[task].read_section(values.get(task) or {}, f"{where}: {task}", root) for task in columns[1:]
+    }
     camera = convert(values.get("camera") or {}, dict[str, float], f"{where}: camera")
     name = str(values.get("name") or root.resolve().name)
     if "/" in name:
@@ -103,8 +115,8 @@ def read_folder(path: str | Path, teacher_labels: str = "") -> Folder:
     for task in TASKS if teacher_labels else ():
         file = root / teacher_labels / task / TEACHER_FILE
         if file.is_file():
-            taught[task] = TASKS[task].read_section(read_yaml(file).get("section") or {}, f"{file}: section")
-    return Folder(root, name, splits, columns, sections, camera, str(values.get("poses") or ""), taught)
+            taught[task] = TASKS[task].read_section(read_yaml(file).get("section") or {}, f"{file}: section", root)
+    return Folder(root, name, splits, columns, sections, camera, str(values.get("poses") or ""), taught, layout)
 
 
 def teacher_file(folder: Folder, image: Path, teacher_labels: str, task: str) -> Path:
@@ -129,9 +141,7 @@ def read_list(folder: Folder, split: str, teacher_labels: str = "", check_files:
             f"{folder.root}: no split {split!r}{near(split, folder.splits)}; it has: {', '.join(folder.splits)}"
         )
     path = folder.root / folder.splits[split]
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such list file (split {split!r})")
-    frames = [parse_line(folder, f"{path}:{number}", line) for number, line in list_lines(path)]
+    frames = [parse_line(folder, where, line) for where, line in list_lines(folder, split)]
     for frame in frames if check_files else ():
         for column, file in {"image": frame.image, **frame.labels}.items():
             if not file.is_file():
@@ -147,15 +157,22 @@ def read_list(folder: Folder, split: str, teacher_labels: str = "", check_files:
     return frames
 
 
-def list_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, text) of each line of a list file that is not empty.
+def list_lines(folder: Folder, split: str) -> Iterator[tuple[str, str]]:
+    """(list file and line, text) of each frame of a split, with a tab between the columns.
 
     Raises FileNotFoundError or ValueError: at most MOST_FRAMES lines and MOST_LIST_BYTES are read.
     """
-    lines = read_text(path, MOST_LIST_BYTES).splitlines()
+    path = folder.root / folder.splits[split]
+    if folder.layout is not None:
+        lines = list(itertools.islice(folder.layout.lines(split), MOST_FRAMES + 1))
+    elif not path.exists():
+        raise FileNotFoundError(f"{path}: no such list file (split {split!r})")
+    else:
+        rows = read_text(path, MOST_LIST_BYTES)
+        lines = list(csv_lines(rows, path, folder.root) if path.suffix == ".csv" else tab_lines(rows, path))
     if len(lines) > MOST_FRAMES:
         raise ValueError(f"{path}: {len(lines):,} lines; at most {MOST_FRAMES:,} are read")
-    yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    yield from lines
 
 
 def parse_line(folder: Folder, where: str, line: str) -> Frame:

@@ -20,9 +20,10 @@ from folders import Folder, Frame, list_lines, make_tasks, parse_line, read_fold
 from images import read_image, write_png
 from sources.parallel import in_threads
 from tasks import Task
-from user_input.values import near
+from user_input.values import ManyErrors, near
 
 EXAMPLES = 3  # of each kind of fault
+MOST_NAMED = 100  # of faults of which one file may have many, such as bad boxes
 TILES = 12  # frames of the mosaic
 PANEL_WIDTH = 400  # pixels of a picture in the mosaic
 GRAY = 235  # where a picture does not fill its panel
@@ -38,6 +39,7 @@ class Fault:
     kind: str
     where: str  # list file and line
     what: str
+    one_of_many: bool = False  # in the same file: each of them is named
 
 
 @dataclass
@@ -56,16 +58,15 @@ def list_frames(folder: Folder, split: str) -> tuple[list[Frame], list[Fault]]:
     """The frames of a split as `dataset.read_list` has them; what it refuses becomes a fault."""
     path = folder.root / folder.splits[split]
     try:
-        lines = list(list_lines(path))
+        lines = list(list_lines(folder, split))
     except (OSError, ValueError) as problem:
         return [], [Fault("unreadable list file", f"{path} (split {split!r})", str(problem))]
     frames, faults = [], []
-    for number, line in lines:
+    for where, line in lines:
         try:
-            frames.append(parse_line(folder, f"{path}:{number}", line))
+            frames.append(parse_line(folder, where, line))
         except ValueError as problem:
-            where, _, what = str(problem).rpartition(f":{number}: ")
-            faults.append(Fault("wrong line", f"{where}:{number}", what))
+            faults.append(Fault("wrong line", where, str(problem).removeprefix(f"{where}: ")))
     if not frames and not faults:
         faults.append(Fault("empty list file", f"{path} (split {split!r})", "no frames"))
     return frames, faults
@@ -76,37 +77,40 @@ def check_frame(frame: Frame, folder: Folder, tasks: Mapping[str, Task]) -> Find
     found = Findings(frame)
 
     def fault(kind: str, what: object) -> None:
-        found.faults.append(Fault(kind, frame.where, " ".join(str(what).split())))
+        lines = what.lines if isinstance(what, ManyErrors) else (what,)
+        many = isinstance(what, ManyErrors)
+        found.faults += [Fault(kind, frame.where, " ".join(str(line).split()), many) for line in lines]
 
-    def decoded(read: Callable[[Path], np.ndarray], path: Path) -> np.ndarray | None:
+    def decoded(kind: str, read: Callable[..., object], *arguments: object) -> object:
         try:
-            return read(path)
+            return read(*arguments)
         except FileNotFoundError as problem:
             fault("missing file", problem)
         except (ValueError, OSError) as problem:
-            fault("unreadable image", problem)
+            fault(f"unreadable {kind}", problem)
         return None
 
-    image = decoded(read_image, frame.image)
+    image = decoded("image", read_image, frame.image)
     if image is not None:
         found.size = image.shape[:2]
         found.content = hashlib.blake2b(frame.image.read_bytes()).hexdigest()
     for name, path in frame.labels.items():
         task, section = tasks[name], folder.sections[name]
-        stored = decoded(task.open, path)
+        stored = decoded("label", task.open, path, section, frame.image)
         if stored is None:
             continue
         try:
-            label = task.read(path, section)
+            label = task.read(path, section, frame.image)
         except ValueError as problem:
             fault(f"wrong {name} values", problem)
             continue
-        if found.size:
-            try:
-                label = task.at_size(label, found.size, section, path)
-            except ValueError as problem:
-                fault("size mismatch", problem)
-                continue
+        if not found.size:  # what is not of a size is no label yet
+            continue
+        try:
+            label = task.at_size(label, found.size, section, path)
+        except ValueError as problem:
+            fault(f"wrong {name} values" if isinstance(problem, ManyErrors) else "size mismatch", problem)
+            continue
         if suspicion := task.suspicion(stored, label, section):
             fault(suspicion[0], f"{path}: {suspicion[1]}")
         found.surveys[name] = task.survey(label, section)
@@ -168,9 +172,10 @@ def fault_lines(faults: Sequence[Fault]) -> list[str]:
     lines = []
     for kind, count in Counter(fault.kind for fault in faults).most_common():
         lines.append(f"  {kind}: {count}")
-        examples = [fault for fault in faults if fault.kind == kind][:EXAMPLES]
-        lines += [f"    {fault.where}: {fault.what}" for fault in examples]
-        lines += [f"    ... and {count - EXAMPLES} more"] if count > EXAMPLES else []
+        examples = [fault for fault in faults if fault.kind == kind]
+        most = MOST_NAMED if examples[0].one_of_many else EXAMPLES
+        lines += [f"    {fault.where}: {fault.what}" for fault in examples[:most]]
+        lines += [f"    ... and {count - most} more"] if count > most else []
     return lines
 
 
@@ -202,8 +207,9 @@ def mosaic(frames: Sequence[tuple[str, Frame]], folder: Folder, tasks: Mapping[s
                 panels.append((f"no {name} label", np.full((height, PANEL_WIDTH, 3), GRAY, np.uint8), []))
                 continue
             size, path, section = image.shape[:2], frame.labels[name], folder.sections[name]
-            label = task.at_size(task.read(path, section), size, section, path)
-            picture = letterbox(task.draw(label, size), height, PANEL_WIDTH, GRAY)
+            label = task.at_size(task.read(path, section, frame.image), size, section, path)
+            drawn = task.draw_over(image, label)
+            picture = letterbox(task.draw(label, size) if drawn is None else drawn, height, PANEL_WIDTH, GRAY)
             panels.append((name, picture, task.legend(label)[:8]))
         tiles.append(side_by_side(panels))
     across, gap = max(1, 6 // (1 + len(tasks))), 16

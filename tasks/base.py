@@ -29,6 +29,7 @@ from metrics import Metrics, Protocol
 from user_input.values import near
 
 Size = tuple[int, int]  # height, width
+HERE = Path()
 Target = Tensor | Sequence[Tensor]
 
 
@@ -54,8 +55,11 @@ class Task(ABC):
     # ------------------------------------------------------------------------------ a data set's files
 
     @classmethod
-    def read_section(cls, section: Mapping[str, object], where: str) -> dict[str, object]:
-        """Checks the section `name:` of a dataset.yaml and converts its values. Raises ValueError."""
+    def read_section(cls, section: Mapping[str, object], where: str, root: Path = HERE) -> dict[str, object]:
+        """Checks the section `name:` of a dataset.yaml and converts its values. Raises ValueError.
+
+        `root` is the data set's folder, for files that the section names.
+        """
         check_keys(section, set(), where)
         return {}
 
@@ -98,16 +102,20 @@ class Task(ABC):
         """Whether the task is a data set's part of a head whose other outputs were trained apart from it."""
         return False
 
-    def open(self, path: Path) -> object:
+    def open(self, path: Path, section: Mapping[str, object], image: Path) -> object:
         """What a label file holds, before `read` makes sense of it. Raises FileNotFoundError, or ValueError for a file
         of another kind."""
         return path.read_bytes()
 
     @abstractmethod
-    def read(self, path: Path, section: Mapping[str, object]) -> np.ndarray:
-        """A label file -> label. Raises ValueError that names the file."""
+    def read(self, path: Path, section: Mapping[str, object], image: Path) -> object:
+        """A label file -> what `at_size` makes a label of; of a map, the label itself. Raises ValueError that names
+        the file, and is one of `ManyErrors` where several things in it are wrong.
 
-    def at_size(self, label: np.ndarray, size: Size, section: Mapping[str, object], path: Path) -> np.ndarray:
+        `image` is the frame's picture: a file with the labels of many pictures is searched for it.
+        """
+
+    def at_size(self, label: object, size: Size, section: Mapping[str, object], path: Path) -> np.ndarray:
         """What `read` gave -> the label of a frame of this size, such as shares of the frame -> pixels.
 
         Raises ValueError, which names the file, when it is of another size.
@@ -298,6 +306,11 @@ class Task(ABC):
     def legend(self, prediction: np.ndarray) -> list[tuple[str, tuple[int, int, int]]]:
         """(text, color) entries that explain the picture."""
         return []
+
+    def draw_over(self, picture: np.ndarray, prediction: np.ndarray) -> np.ndarray | None:
+        """A frame's picture (H, W, 3) uint8 with its prediction, or its label, drawn over it; None: the task is shown
+        by `draw` alone."""
+        return None
 
     @abstractmethod
     def save(self, prediction: np.ndarray, path: Path) -> None:

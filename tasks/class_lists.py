@@ -36,3 +36,9 @@ CLASS_LISTS = {
         "hair drier", "toothbrush",
     ),
 }  # fmt: skip
+
+# Other names of classes: those of VOC and of darknet's coco.names -> those of COCO.
+OTHER_NAMES = {
+    "aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle", "pottedplant": "potted plant",
+    "sofa": "couch", "tvmonitor": "tv", "tv monitor": "tv",
+}  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from drawing import class_palette
 from tasks.class_lists import CLASS_LISTS as CLASS_LISTS  # for all that use the rest of this file
+from tasks.class_lists import OTHER_NAMES as OTHER_NAMES
 
 if TYPE_CHECKING:
     from tasks.base import Task

@@ -40,7 +40,7 @@ class DenseTask(Task):
 
     # Files
 
-    def open(self, path: Path) -> np.ndarray:
+    def open(self, path: Path, section: Mapping[str, object], image: Path) -> np.ndarray:
         return read_label(path)
 
     def at_size(self, label: np.ndarray, size: Size, section: Mapping[str, object], path: Path) -> np.ndarray:

@@ -20,7 +20,7 @@ from config import Config
 from geometry import View
 from images import read_label, row_parts, write_png
 from metrics import DepthMetrics, Protocol
-from tasks.base import Task, check_choice, check_keys
+from tasks.base import HERE, Task, check_choice, check_keys
 from tasks.dense import DenseTask
 from tasks.survey import share_table
 from user_input.values import convert
@@ -66,7 +66,7 @@ class Depth(DenseTask):
     LOSSES: ClassVar = {"berhu": loss.berhu, "l1": loss.l1, "log": loss.log_l1}
 
     @classmethod
-    def read_section(cls, section: Mapping[str, object], where: str) -> dict[str, object]:
+    def read_section(cls, section: Mapping[str, object], where: str, root: Path = HERE) -> dict[str, object]:
         check_keys(section, {"metres_per_unit", "max"}, where)
         if "metres_per_unit" not in section:
             raise ValueError(f"{where}.metres_per_unit is missing, e.g. 0.001 for depth in millimetres")
@@ -113,7 +113,7 @@ class Depth(DenseTask):
     def join(cls, tasks: Mapping[str, Depth], merge: bool) -> tuple[Depth, dict[str, Task]]:
         return max(tasks.values(), key=lambda task: task.max_m), dict(tasks)
 
-    def read(self, path: Path, section: Mapping[str, object]) -> np.ndarray:
+    def read(self, path: Path, section: Mapping[str, object], image: Path) -> np.ndarray:
         label = read_label(path)
         if label.ndim != 2 or label.dtype == bool:
             raise ValueError(f"{path}: depth has one number a pixel; this file has shape {label.shape}, {label.dtype}")

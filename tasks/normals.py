@@ -37,7 +37,7 @@ class Normals(DenseTask):
     needs_camera = True
     sure = 0.95
 
-    def read(self, path: Path, section: Mapping[str, object]) -> np.ndarray:
+    def read(self, path: Path, section: Mapping[str, object], image: Path) -> np.ndarray:
         label = read_label(path)
         if label.ndim != 3 or label.shape[2] != 3 or label.dtype != np.uint8:
             raise ValueError(f"{path}: normals are 8-bit RGB; this file has shape {label.shape}, {label.dtype}")

@@ -21,7 +21,7 @@ from drawing import bars, class_palette, confusion, palette_of
 from geometry import argmax_resized, resize_raw
 from images import read_label, row_parts, write_png
 from metrics import Protocol, SegmentationMetrics
-from tasks.base import Task, check_choice, check_keys
+from tasks.base import HERE, Task, check_choice, check_keys
 from tasks.classes import CLASS_LISTS, NO_CLASS, check_classes, check_outputs, differing_classes, join_classes
 from tasks.dense import DenseTask
 from tasks.survey import share_table
@@ -46,7 +46,7 @@ class Segmentation(DenseTask):
     label_smoothing: float = 0.0
 
     @classmethod
-    def read_section(cls, section: Mapping[str, object], where: str) -> dict[str, object]:
+    def read_section(cls, section: Mapping[str, object], where: str, root: Path = HERE) -> dict[str, object]:
         check_keys(section, {"classes", "ignore", "colors", "values"}, where)
         classes = section.get("classes")
         if isinstance(classes, str):
@@ -116,7 +116,7 @@ class Segmentation(DenseTask):
     def join(cls, tasks: Mapping[str, Segmentation], merge: bool) -> tuple[Segmentation, dict[str, Task]]:
         return join_classes(tasks, merge)
 
-    def read(self, path: Path, section: Mapping[str, object]) -> np.ndarray:
+    def read(self, path: Path, section: Mapping[str, object], image: Path) -> np.ndarray:
         label = read_label(path)
         if label.ndim != 2 or not np.issubdtype(label.dtype, np.integer):
             raise ValueError(

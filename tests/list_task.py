@@ -62,7 +62,7 @@ class Spots(Task):
     directions: ClassVar = {"recall": 1, "frames": 1}
     suffix = ".txt"
 
-    def read(self, path, section):
+    def read(self, path, section, image):
         try:
             return np.array([line.split() for line in path.read_text().splitlines()], np.float32).reshape(-1, 2)
         except ValueError:

@@ -192,7 +192,7 @@ def read_back(root: Path) -> tuple[Folder, dict[str, dict[str, Frame]]]:
 def labels_of(folder: Folder, frame: Frame) -> dict[str, np.ndarray]:
     """What training reads from the files of a frame."""
     tasks = make_tasks(folder, Config(tasks=tuple(folder.sections)))
-    return {name: tasks[name].read(path, folder.sections[name]) for name, path in frame.labels.items()}
+    return {name: tasks[name].read(path, folder.sections[name], frame.image) for name, path in frame.labels.items()}
 
 
 def assert_training_reads(folder: Folder) -> None:

@@ -123,7 +123,7 @@ def test_real_depth_gives_normals_that_face_the_camera(name):
     folder = read_folder(shared("data") / name)
     task, section = Depth.from_section(folder.sections["depth"], Config()), folder.sections["depth"]
     frame = read_list(folder, "val")[0]
-    depth = task.read(frame.labels["depth"], section)
+    depth = task.read(frame.labels["depth"], section, frame.image)
     found = Normals().derive(depth, scaled_camera(folder.camera, *depth.shape))
     seen = found.any(2)
     assert seen.mean() > 0.35

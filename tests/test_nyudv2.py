@@ -81,7 +81,7 @@ def test_archive_is_unpacked_exactly(
     (frame,) = read_list(folder, "val")
     image, mask, depth = small_frame(1)
     np.testing.assert_array_equal(read_image(frame.image), image)
-    read = {name: task.read(frame.labels[name], folder.sections[name]) for name, task in tasks.items()}
+    read = {name: task.read(frame.labels[name], folder.sections[name], frame.image) for name, task in tasks.items()}
     np.testing.assert_array_equal(read["segmentation"], mask)
     np.testing.assert_allclose(read["depth"], depth / 5000, rtol=1e-6)
     assert "4 train frames, 1 val frames" in capsys.readouterr().out

@@ -133,8 +133,8 @@ LABELS = (24, 32)
         (lambda root: (root / "val.txt").unlink(), "unreadable list file", r"val.txt .split 'val'"),
         (lambda root: (root / "val.txt").write_bytes(b"\xff\xfe\0"), "unreadable list file", r"val.txt: not a UTF-8"),
         (lambda root: cut_image(root / "rgb/1.png"), "unreadable image", r"train.txt:1: .*rgb/1.png: damaged or trun"),
-        (lambda root: cut_image(root / "masks/3.png"), "unreadable image", r"train.txt:3: .*masks/3.png"),
-        (lambda root: (root / "depth/4.png").write_text("hi"), "unreadable image", r"depth/4.png: not an image"),
+        (lambda root: cut_image(root / "masks/3.png"), "unreadable label", r"train.txt:3: .*masks/3.png"),
+        (lambda root: (root / "depth/4.png").write_text("hi"), "unreadable label", r"depth/4.png: not an image"),
         (
             lambda root: write_png(root / "masks/4.png", np.zeros((24, 30), U8)),
             "size mismatch", r"train.txt:4: .*masks/4.png: segmentation is 30x24, but its image is 32x24",
@@ -183,7 +183,7 @@ def test_what_is_kept_of_a_frame_is_small(data: Path) -> None:
     found, sums = validate.check_frames(frames, folder, tasks, "train")
     assert [item.read for item in found] == [{"segmentation", "depth", "normals"}] * 4
     assert not any(item.surveys for item in found)
-    wanted = sum(tasks["depth"].survey(tasks["depth"].read(frame.labels["depth"], folder.sections["depth"]),
+    wanted = sum(tasks["depth"].survey(read_label(frame.labels["depth"]) * np.float32(0.001),
                                        folder.sections["depth"]) for frame in frames)  # fmt: skip
     assert np.array_equal(sums["depth"], wanted)
 
@@ -286,7 +286,7 @@ def test_masks_of_0_and_255_are_doubted_and_values_read_them(here: Path, capsys:
     assert "nothing is wrong" in capsys.readouterr().out
     folder = read_folder(here)
     label = make_tasks(folder, Config(tasks=("segmentation",)))["segmentation"].read(
-        here / "val_mask.png", folder.sections["segmentation"]
+        here / "val_mask.png", folder.sections["segmentation"], here / "val.png"
     )
     np.testing.assert_array_equal(label, read_label(here / "val_mask.png") // 255)
 

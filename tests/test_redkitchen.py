@@ -71,7 +71,9 @@ def test_registered_folder(suffix: str, here: Path, capsys: pytest.CaptureFixtur
     (frame,) = read_list(folder, "val")
     stored = np.where(depth_map() == 65535, 0, depth_map())
     np.testing.assert_array_equal(read_label(frame.labels["depth"]), register_depth(stored))
-    depth = make_tasks(folder, Config(tasks=("depth",)))["depth"].read(frame.labels["depth"], folder.sections["depth"])
+    depth = make_tasks(folder, Config(tasks=("depth",)))["depth"].read(
+        frame.labels["depth"], folder.sections["depth"], frame.image
+    )
     assert set(np.unique(depth).round(3)) == {0, 1.0, 2.5}
     pose = np.loadtxt(root / folder.poses / "000009.txt")
     np.testing.assert_allclose(pose[:3, :3], POSE[:3, :3])

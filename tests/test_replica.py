@@ -66,7 +66,7 @@ def test_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         table[number] = classes.index(name)
     frame = read_list(folder, "val")[1]
     tasks = make_tasks(folder, Config())
-    read = {name: task.read(frame.labels[name], folder.sections[name]) for name, task in tasks.items()}
+    read = {name: task.read(frame.labels[name], folder.sections[name], frame.image) for name, task in tasks.items()}
     np.testing.assert_array_equal(read["segmentation"], table[objects(5)])
     np.testing.assert_allclose(read["depth"], read_label(root / "depth/0005.png") * 0.001, rtol=1e-6)
 

@@ -52,7 +52,7 @@ def saved_label(task: Task, prediction: np.ndarray, folder: Path) -> np.ndarray:
     task.save(prediction, path)
     section = task.read_section(task.section(), "test")
     assert task.misfit(section) == ""
-    return task.at_size(task.read(path, section), SIZE, section, path)
+    return task.at_size(task.read(path, section, folder / "image.png"), SIZE, section, path)
 
 
 @torch.inference_mode()

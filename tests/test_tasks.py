@@ -51,7 +51,7 @@ def test_raw_output_becomes_a_prediction_of_any_size(task):
 def test_saved_values_read_back(task, tmp_path):
     prediction = task.decode(torch.randn(1, task.channels, 11, 13), (41, 53))
     task.save(prediction[0].numpy(), tmp_path / "x.png")
-    label = task.read(tmp_path / "x.png", make(task.name)[1])
+    label = task.read(tmp_path / "x.png", make(task.name)[1], tmp_path)
     back = task.to_tensor(label)[None]
     assert torch.allclose(back.float(), prediction.float(), atol=0.006)
 
@@ -151,7 +151,7 @@ def test_depth_reads_units_and_leaves_out_what_is_too_far(tmp_path):
 
     Image.fromarray(np.uint16([[0, 1, 1500, 8000, 8001, 65535]])).save(tmp_path / "d.png")
     task, section = make("depth")
-    assert task.read(tmp_path / "d.png", section).tolist() == [pytest.approx([0, 0.001, 1.5, 8.0, 0, 0])]
+    assert task.read(tmp_path / "d.png", section, tmp_path).tolist() == [pytest.approx([0, 0.001, 1.5, 8.0, 0, 0])]
 
 
 def test_a_flat_wall_can_be_drawn():
@@ -170,14 +170,16 @@ def test_masks_may_use_another_number_for_no_label(tmp_path):
 
     section = Segmentation.read_section({"classes": ["a", "b"], "ignore": "9"}, "test")
     Image.fromarray(np.uint8([[0, 1, 9]])).save(tmp_path / "m.png")
-    assert Segmentation.from_section(section, Config()).read(tmp_path / "m.png", section).tolist() == [[0, 1, NO_CLASS]]
+    assert Segmentation.from_section(section, Config()).read(tmp_path / "m.png", section, tmp_path).tolist() == [
+        [0, 1, NO_CLASS]
+    ]
 
 
 def test_palette_masks_are_read_as_ids(tmp_path):
     task, section = make("segmentation")
     ids = np.arange(40, dtype=np.uint8).reshape(5, 8)
     task.save(ids, tmp_path / "m.png")
-    assert np.array_equal(task.read(tmp_path / "m.png", section), ids)
+    assert np.array_equal(task.read(tmp_path / "m.png", section, tmp_path), ids)
 
 
 def test_class_lists_and_colors():

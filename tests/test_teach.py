@@ -64,7 +64,7 @@ def test_confident_predictions_become_labels_that_training_uses(script, partial,
     task = network.tasks["segmentation"]
     image = read_image(frames[0].image)
     plain, mirrored = (Predictor(network, "eager", mirror=mirror)(image) for mirror in (False, True))
-    label = task.read(frames[0].taught["segmentation"], folder.taught["segmentation"])
+    label = task.read(frames[0].taught["segmentation"], folder.taught["segmentation"], frames[0].image)
     sure = label != NO_CLASS
     assert 0.4 < sure.mean() < 0.6, "half of the pixels by the choice of the threshold"
     assert (label[sure] == mirrored["segmentation"][sure]).all()
@@ -105,7 +105,7 @@ def test_depth_is_sure_where_the_mirror_image_agrees(script, partial, trained):
     assert done.returncode == 0, done.stderr
     folder = read_folder(partial, "taught")
     frame = read_list(folder, "train", "taught")[-1]
-    label = Depth().read(frame.taught["depth"], folder.taught["depth"])
+    label = Depth().read(frame.taught["depth"], folder.taught["depth"], frame.image)
     network = load_network(trained / "best.pt")
     image = read_image(frame.image)
     predictor = Predictor(network, "eager")
@@ -275,7 +275,7 @@ def test_an_onnx_file_teaches_depth(script, partial, tmp_path):
     assert done.returncode == 0, done.stderr
     folder = read_folder(partial, "taught")
     frame = read_list(folder, "train", "taught")[-1]
-    label = Depth().read(frame.taught["depth"], folder.taught["depth"])
+    label = Depth().read(frame.taught["depth"], folder.taught["depth"], frame.image)
     assert label.shape == (72, 96) and not label.any(), "a depth of 0 m everywhere (k = 0) is no label"
 
 

@@ -63,7 +63,7 @@ def draw_results(predictor: Predictor, root: Path, split: str, count: int) -> np
         panels: list[Panel] = [("image", smaller(image), [])]
         for name, task in predictor.tasks.items():
             if name in frame.labels:
-                label = read_label(task, frame.labels[name], folder.sections[name], image.shape[:2])
+                label = read_label(task, frame.labels[name], folder.sections[name], frame.image, image.shape[:2])
                 size = image.shape[:2]
                 panels.append((name, smaller(task.draw(found[name], size)), task.legend(found[name])))
                 panels.append((f"{name}, labeled", smaller(task.draw(label, size)), []))

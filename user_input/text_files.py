@@ -10,9 +10,9 @@ import yaml
 MOST_YAML_BYTES = 2**20
 
 
-def read_text(path: Path, most_bytes: int) -> str:
-    """A UTF-8 text file. Raises FileNotFoundError for what is no regular file, such as a pipe or a device, which may
-    have no end, and ValueError for more than `most_bytes` or another encoding; both name the file."""
+def read_bytes(path: Path, most_bytes: int) -> bytes:
+    """A whole file. Raises FileNotFoundError for what is no regular file, such as a pipe or a device, which may have
+    no end, and ValueError for more than `most_bytes`; both name the file."""
     if not path.is_file():
         what = "not a regular file" if path.exists() else "no such file"
         raise FileNotFoundError(f"{path}: {what}")
@@ -20,6 +20,12 @@ def read_text(path: Path, most_bytes: int) -> str:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise ValueError(f"{path}: more than {most_bytes:,} bytes, the most that is read of such a file")
+    return content
+
+
+def read_text(path: Path, most_bytes: int) -> str:
+    """`read_bytes` of a UTF-8 text file. Raises ValueError that names the file for another encoding, too."""
+    content = read_bytes(path, most_bytes)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:

@@ -10,6 +10,14 @@ from collections.abc import Iterable, Sequence
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text"}
 
 
+class ManyErrors(ValueError):
+    """Several things that are wrong with one file, a line each. As text: the first, and how many follow."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(lines[0] + (f" (and {len(lines) - 1} more in this file)" if len(lines) > 1 else ""))
+        self.lines = lines
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' for a name that looks like a known one, else ''."""
     match = difflib.get_close_matches(name, list(known), n=1)
