@@ -1,14 +1,14 @@
 """COCO 2017, boxes of 80 classes, as a data set folder: `python prepare.py coco`.
 
-instances_train2017.json has 470 MB, which each loader process would read. Each frame gets a file of its own instead, in
-the same form: its entry of `images`, its `annotations` without the outlines, and their `categories`.
+Each loader process would read the 470 MB of instances_train2017.json, which takes 15 s. Each frame gets a file of its
+own instead, in the same form: its entry of `images`, its `annotations` without the outlines, and their `categories`.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -18,9 +18,10 @@ import numpy as np
 
 from sources.archives import LABEL_FOLDERS, Member, Source, write_frames, write_image
 from sources.download import download
-from sources.json_stream import read_objects
 from tasks import CLASS_LISTS
+from tasks.coco_json import CocoFile, parse_coco_stream
 from user_input.flags import Parser
+from user_input.values import ManyErrors
 from utils import refuse_existing
 
 URL = "http://images.cocodataset.org"
@@ -30,7 +31,6 @@ ARCHIVES = {  # address -> bytes
     f"{URL}/zips/train2017.zip": 19_336_861_798,
 }
 SPLITS = ("train", "val")
-MOST_IMAGES, MOST_ANNOTATIONS = 2**18, 2**22  # of one json file; COCO's have 118,287 and 860,001
 LABEL_BYTES = 2**13  # of a written label file, for the disk; most have fewer
 Images = Mapping[tuple[str, ...], Member]
 
@@ -68,8 +68,8 @@ def write(output: Path, source: Source, pictures: Images) -> None:
     known: set[str] = set()
     size = flat = 0
     for split in (split for split in SPLITS if (split,) in files):
-        labels = Labels(files[split,])
-        names = labels.names()
+        labels = Labels(read_labels(files[split,]))
+        names = labels.names
         missing = [name for name in names if (name,) not in pictures]
         if len(missing) == len(names):  # the archive of the other split alone
             continue
@@ -80,8 +80,9 @@ def write(output: Path, source: Source, pictures: Images) -> None:
             raise ValueError(f"{files[split,]}: {twin} is an image of the other split as well")
         known.update(names)
         size += sum(pictures[name,].size + LABEL_BYTES for name in names)
-        flat += labels.flat
-        frames += [(split, partial(write_frame, labels, i, pictures[name,])) for i, name in enumerate(names)]
+        flat += int((~labels.whole).sum())
+        pairs = zip(labels.indices, names, strict=True)
+        frames += [(split, partial(write_frame, labels, index, pictures[name,])) for index, name in pairs]
     if not frames:
         raise ValueError(f"{source.path}: none of its images is in --images, which takes train2017.zip and val2017.zip")
     splits = dict.fromkeys(split for split, _ in frames)
@@ -108,118 +109,82 @@ def find_pictures(sources: Sequence[Source]) -> Images:
     return pictures
 
 
-def write_frame(labels: Labels, number: int, picture: Member, part: Path) -> dict[str, str]:
+def write_frame(labels: Labels, index: int, picture: Member, part: Path) -> dict[str, str]:
     """Copies the picture as it is, and writes its label file; returns {column: file}."""
     name = picture.name.rpartition("/")[2].removesuffix(".jpg")
     boxes = f"{LABEL_FOLDERS['boxes']}/{name}.json"
     (part / boxes).parent.mkdir(exist_ok=True)
-    (part / boxes).write_text(json.dumps(labels.of_image(number), separators=(",", ":")))
+    (part / boxes).write_text(json.dumps(labels.of_image(index), separators=(",", ":")))
     return {"image": write_image(part, name, picture)[0], "boxes": boxes}
 
 
 # ---------------------------------------------------------------------------------------------- the json files
 
 
+def read_labels(member: Member) -> CocoFile:
+    """An instances_*.json. Raises ValueError for a file of another form, a bad box, and one of no image or class."""
+    where = Path(str(member))
+    with member.open() as file:
+        labels = parse_coco_stream(io.TextIOWrapper(file, encoding="utf-8-sig"), where)
+    if faults := [line for lines in labels.faults.values() for line in lines]:
+        raise ManyErrors(*faults)
+    if not labels.names:
+        raise ValueError(f"{where}: it has no images")
+    for name in labels.categories.values():
+        if name not in CLASS_LISTS["coco80"]:
+            raise ValueError(f"{where}: category {name!r:.80} is not one of COCO's 80 classes")
+    for name in labels.names.values():
+        if not re.fullmatch(r"[\w-]+\.jpg", name):
+            raise ValueError(f"{where}: file_name is {name!r:.80}; it takes a name such as 000000000009.jpg")
+    if twin := next((name for name, images in labels.by_name.items() if len(images) > 1), ""):
+        raise ValueError(f"{where}: two images have the file_name {twin}")
+    kinds = list(labels.kinds)
+    for image, kind, number in zip(labels.image.tolist(), labels.kind.tolist(), labels.number.tolist(), strict=True):
+        if image not in labels.names:
+            raise ValueError(f"{labels.place(number)}: its image_id is none of the {len(labels.names):,} images")
+        if kinds[kind] not in labels.categories:
+            raise ValueError(f"{labels.place(number)}: category_id {kinds[kind]!r:.40} is none of the categories")
+    return labels
+
+
 class Labels:
-    """The images and boxes of an instances_*.json, in compact form: of 860,000 boxes 50 MB.
+    """The labels of one split, for one image after the other."""
 
-    Raises ValueError for a file of another form, and for boxes of no image or no category.
-    """
+    def __init__(self, file: CocoFile) -> None:
+        self.file = file
+        self.ids = list(file.ids)  # index -> image id
+        self.kinds = list(file.kinds)  # number in file.kind -> category id
+        self.indices = sorted(file.names)
+        # Two boxes of train2017 have no height or no width.
+        self.whole = file.boxes[:, 2:].min(1, initial=np.inf) > 0
 
-    def __init__(self, member: Member) -> None:
-        self.member = member
-        self.images: list[tuple[int, str, int, int]] = []  # id, file name, width, height
-        self.categories: dict[int, str] = {}
-        self.flat = 0  # boxes without an area
-        self._numbers, self._boxes = array("q"), array("d")  # image, id, category, crowd; x, y, width, height
-        readers = {"images": self._add_image, "annotations": self._add_box, "categories": self._add_category}
-        with member.open() as file:
-            try:
-                for key, item in read_objects(file):
-                    if key in readers:
-                        readers[key](item)
-                self._check()
-            except ValueError as problem:
-                raise ValueError(f"{member}: {problem}") from None
-        numbers = np.array(self._numbers, np.int64).reshape(-1, 4)
-        order = np.argsort(numbers[:, 0], kind="stable")
-        self.numbers, self.boxes = numbers[order], np.array(self._boxes).reshape(-1, 4)[order]
-        del self._numbers, self._boxes
-
+    @property
     def names(self) -> list[str]:
         """File names of the images, in order."""
-        return [name for _, name, _, _ in self.images]
+        return [self.file.names[index] for index in self.indices]
 
-    def of_image(self, number: int) -> dict[str, object]:
-        """What COCO's json says about one image, without the outlines."""
-        identity, name, width, height = self.images[number]
-        first, last = np.searchsorted(self.numbers[:, 0], [identity, identity + 1])
+    def of_image(self, index: int) -> dict[str, object]:
+        """What COCO's json says about one image, without the outlines, and without boxes that have no area.
+
+        `id` of an annotation is its place in the official list, from 1 on.
+        """
+        file, image_id = self.file, self.ids[index]
+        first, last = np.searchsorted(file.image, [index, index + 1])
+        rows = (first + np.flatnonzero(self.whole[first:last])).tolist()
         annotations = [
-            {"id": item, "image_id": image, "category_id": category, "bbox": box, "iscrowd": crowd}
-            for (image, item, category, crowd), box in zip(
-                self.numbers[first:last].tolist(), self.boxes[first:last].tolist(), strict=True
-            )
+            {
+                "id": int(file.number[row]) + 1,
+                "image_id": image_id,
+                "category_id": self.kinds[file.kind[row]],
+                "bbox": file.boxes[row].tolist(),
+                "iscrowd": int(file.crowd[row]),
+            }
+            for row in rows
         ]
-        used = sorted({item["category_id"] for item in annotations})
+        height, width = file.sizes.get(index, (0, 0))
+        used = sorted({item["category_id"] for item in annotations}, key=str)
         return {
-            "images": [{"id": identity, "file_name": name, "width": width, "height": height}],
+            "images": [{"id": image_id, "file_name": file.names[index], "width": width, "height": height}],
             "annotations": annotations,
-            "categories": [{"id": category, "name": self.categories[category]} for category in used],
+            "categories": [{"id": category, "name": file.categories[category]} for category in used],
         }
-
-    def _add_image(self, item: Mapping[str, object]) -> None:
-        name = item.get("file_name")
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+\.jpg", name):
-            raise ValueError(f"images: file_name is {str(name)[:80]!r}; it takes a name such as 000000000009.jpg")
-        if len(self.images) == MOST_IMAGES:
-            raise ValueError(f"more than {MOST_IMAGES:,} images, the most that are read")
-        self.images.append((whole(item, "id"), name, whole(item, "width", 1), whole(item, "height", 1)))
-
-    def _add_category(self, item: Mapping[str, object]) -> None:
-        name = item.get("name")
-        if name not in CLASS_LISTS["coco80"]:
-            raise ValueError(f"category {str(name)[:80]!r} is not one of COCO's 80 classes")
-        self.categories[whole(item, "id")] = name
-
-    def _add_box(self, item: Mapping[str, object]) -> None:
-        box, identity = item.get("bbox"), whole(item, "id")
-        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)) or min(box[2:]) < 0:
-            raise ValueError(f"annotation {identity}: bbox is {str(box)[:80]}; it takes x, y, width and height")
-        crowd = whole(item, "iscrowd") if "iscrowd" in item else 0
-        if crowd > 1:
-            raise ValueError(f"annotation {identity}: iscrowd is {crowd}; allowed: 0 and 1")
-        if len(self._boxes) == 4 * MOST_ANNOTATIONS:
-            raise ValueError(f"more than {MOST_ANNOTATIONS:,} annotations, the most that are read")
-        numbers = (whole(item, "image_id"), identity, whole(item, "category_id"), crowd)
-        if min(box[2:]) == 0:
-            self.flat += 1
-            return
-        self._numbers.extend(numbers)
-        self._boxes.extend(box)
-
-    def _check(self) -> None:
-        """Raises ValueError unless each box has its image and category, and no image stands twice."""
-        if not self.images:
-            raise ValueError("it has no images")
-        ids = {image[0] for image in self.images}
-        if len(ids) < len(self.images) or len(set(self.names())) < len(self.images):
-            raise ValueError("an image stands there twice")
-        for image, identity, category in zip(
-            self._numbers[0::4], self._numbers[1::4], self._numbers[2::4], strict=True
-        ):
-            if image not in ids:
-                raise ValueError(f"annotation {identity}: no image has the id {image}")
-            if category not in self.categories:
-                raise ValueError(f"annotation {identity}: no category has the id {category}")
-
-
-def whole(item: Mapping[str, object], key: str, least: int = 0) -> int:
-    """A whole number of an object. Raises ValueError."""
-    value = item.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**53:
-        raise ValueError(f"{key} is {str(value)[:80]!r}; it takes a whole number from {least} on")
-    return value
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e9 < value < 1e9

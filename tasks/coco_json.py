@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TextIO
 
 import numpy as np
 
@@ -174,31 +175,36 @@ def parse_coco(path: Path) -> CocoFile:
         raise FileNotFoundError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     if path.stat().st_size > MOST_FILE_BYTES:
         raise ValueError(f"{path}: more than {MOST_FILE_BYTES:,} bytes, the most that is read of such a file")
-    found, seen = CocoFile(path), set()
     with path.open(encoding="utf-8-sig") as file:
-        stream = JsonStream(file, path)
-        try:
-            if stream.peek() != "{":
-                stream.fail("a COCO file is a table with images, annotations and categories")
-            for key in stream.names():
-                if key not in ("images", "annotations", "categories"):
-                    stream.skip()
-                    continue
-                if key in seen or stream.peek() != "[":
-                    stream.fail(f"{key} must be one list")
-                seen.add(key)
-                for number, entry in enumerate(stream.items()):
-                    try:
-                        if key == "images":
-                            found.add_image(entry)
-                        elif key == "categories":
-                            found.add_category(entry)
-                        else:
-                            found.add_annotation(number, entry)
-                    except ValueError as problem:
-                        stream.fail(f"{key}[{number}]: {problem}")
-        except UnicodeDecodeError as problem:
-            raise ValueError(f"{path}: not a UTF-8 text file ({problem.reason})") from None
+        return parse_coco_stream(file, path)
+
+
+def parse_coco_stream(file: TextIO, path: Path) -> CocoFile:
+    """`parse_coco` of a file that is open, perhaps inside an archive; `path` is its name in errors."""
+    found, seen = CocoFile(path), set()
+    stream = JsonStream(file, path)
+    try:
+        if stream.peek() != "{":
+            stream.fail("a COCO file is a table with images, annotations and categories")
+        for key in stream.names():
+            if key not in ("images", "annotations", "categories"):
+                stream.skip()
+                continue
+            if key in seen or stream.peek() != "[":
+                stream.fail(f"{key} must be one list")
+            seen.add(key)
+            for number, entry in enumerate(stream.items()):
+                try:
+                    if key == "images":
+                        found.add_image(entry)
+                    elif key == "categories":
+                        found.add_category(entry)
+                    else:
+                        found.add_annotation(number, entry)
+                except ValueError as problem:
+                    stream.fail(f"{key}[{number}]: {problem}")
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path}: not a UTF-8 text file ({problem.reason})") from None
     if missing := {"images", "annotations", "categories"} - seen:
         raise ValueError(f"{path}: it has no {', '.join(sorted(missing))}; a COCO file has all three")
     found.finish()

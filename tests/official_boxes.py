@@ -10,19 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from box_task import StandIn
 from conftest import png, write_zip
 from official import HEIGHT, WIDTH, Files, jpeg, picture
 from PIL import Image
 
 from drawing import class_palette
-from tasks import TASKS, Task
+from tasks import TASKS
 
 
 def boxes_are_a_task(patch: pytest.MonkeyPatch) -> None:
-    """Lets the folders be read back where the task is not there: their column needs a task of that name."""
+    """Lets the folders be read back where no task of this name is there yet."""
     if "boxes" not in TASKS:
-        members = {"name": "boxes", "read_section": classmethod(lambda cls, section, *where: dict(section))}
-        patch.setitem(TASKS, "boxes", type("Boxes", (Task,), members))
+        patch.setitem(TASKS, "boxes", StandIn)
 
 
 def write_tar(path: Path, files: Mapping[str, bytes], form: int = tarfile.GNU_FORMAT, mode: str = "w") -> Path:
@@ -65,6 +65,10 @@ def voc_xml(year: str, name: str, objects: list[tuple[str, int, tuple[int, ...]]
     return "\n".join([*lines, "</annotation>", ""]).encode()
 
 
+def voc_picture(name: str) -> np.ndarray:
+    return picture(int(name.replace("_", "")))
+
+
 def voc_ids(name: str) -> np.ndarray:
     """(H, W) uint8 classes of a frame: each of 0..20 and 255."""
     values = np.resize(np.array([*range(21), 255], np.uint8), HEIGHT * WIDTH)
@@ -89,7 +93,7 @@ def voc_year(year: str, lists: Mapping[str, list[str]], masks: list[str], others
         files[f"{root}/ImageSets/Main/dog_{split}.txt"] = "".join(f"{name}  1{end}" for name in names).encode()
         files[f"{root}/ImageSets/Segmentation/{split}.txt"] = "".join(name + end for name in masks).encode()
     for name in sorted({*others, *(name for names in lists.values() for name in names)}):
-        files[f"{root}/JPEGImages/{name}.jpg"] = jpeg(picture(int(name[-6:])))
+        files[f"{root}/JPEGImages/{name}.jpg"] = jpeg(voc_picture(name))
     for name in masks:
         files[f"{root}/SegmentationClass/{name}.png"] = voc_mask(voc_ids(name))
         files[f"{root}/SegmentationObject/{name}.png"] = voc_mask(voc_ids(name) % 3)
@@ -97,7 +101,7 @@ def voc_year(year: str, lists: Mapping[str, list[str]], masks: list[str], others
 
 
 def voc() -> dict[str, Files]:
-    """{archive: files}. Frame n of a year has `picture(n)`; lists of 2007 end lines with CRLF, those of 2012 with LF.
+    """{archive: files}. A frame has `voc_picture` and `voc_ids` of its name. Lists of 2007 have CRLF, those of 2012 LF.
 
     2007_000032 has labels and is in no list of Main: it is one of VOC2007's frames, maybe a test frame.
     """

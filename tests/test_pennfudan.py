@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from box_task import boxes_of, report_of
 from conftest import only_holds, shared, write_zip
 from official import Files, png, unpack
 from official_boxes import boxes_are_a_task, pennfudan, people
@@ -49,12 +50,20 @@ def test_pennfudan(form: str, here: Path, capsys: pytest.CaptureFixture[str]) ->
     found = lists(here / "out")
     cells = sorted(found["train"] + found["val"])
     assert len(cells) == 9 and len(found["val"]) == 2
+    labels = {
+        image: label
+        for split, lines in found.items()
+        for (image, _), label in zip(lines, boxes_of(here / "out", split), strict=True)
+    }
     for number, (image, boxes) in enumerate(cells):
         name = Path(image).stem
         assert (image, boxes) == (f"rgb/{name}.png", f"boxes/{name}.png") and name.endswith(f"Ped{number:05d}")
         assert (here / "out" / image).read_bytes() == files[f"PennFudanPed/PNGImages/{name}.png"]
         assert (here / "out" / boxes).read_bytes() == files[f"PennFudanPed/PedMasks/{name}_mask.png"]
         np.testing.assert_array_equal(read_label(here / "out" / boxes), people(number))
+        label = labels[image][:, :6].tolist()
+        assert label == [[4, 3, 10 + number % 5, 20, 0, 0], [30, 10, 40, 30, 0, 0]]
+    report_of(here / "out", capsys, 0)
 
 
 def test_split_depends_on_the_names_alone() -> None:
@@ -84,6 +93,7 @@ def test_real_frames(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
             rows, columns = np.nonzero(ids == number)
             seen = np.array([columns.min(), rows.min(), columns.max(), rows.max()]) + 1
             differences.append(np.abs(seen - said).max())
+    report_of(here / "out", capsys, 0)
     # Penn-Fudan's own boxes are the extents of its masks, but for a few that differ by a pixel or three.
     assert len(differences) == 204 and differences.count(0) == 198 and max(differences) == 3
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from box_task import boxes_of, report_of
 from conftest import only_holds, png
-from official import Files, jpeg, picture, unpack
+from official import HEIGHT, WIDTH, Files, jpeg, picture, unpack
 from official_boxes import TEST, TRAINVAL, TRAINVAL_2012, boxes_are_a_task, voc, voc_ids, voc_mask, voc_xml, write_tar
 from PIL import Image
 
@@ -67,6 +68,9 @@ def test_voc(form: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # 2007_000032, which has labels, is in no list of Main: it may be one of VOC2007's test frames.
     assert stems(root, "train") == ["000005", "000007", "000009", "2008_000002", "2008_000003"]
     assert stems(root, "val") == ["000001", "000002"]
+    for label in boxes_of(root) + boxes_of(root, "val"):
+        assert label[:, :6].tolist() == [[0, 0, 20, 30, 11, 0], [4, 5, WIDTH, HEIGHT, 14, 1]]
+    report_of(root, capsys, 0)
     masked = set()
     for image, boxes, mask in rows(root, "train") + rows(root, "val"):
         name = Path(image).stem
