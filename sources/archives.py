@@ -1,4 +1,4 @@
-"""Shared by the commands of prepare.py: reading zip archives and folders, and writing a data set folder."""
+"""Shared by the commands of prepare.py: reading archives (zip, tar) and folders, and writing a data set folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -22,11 +22,12 @@ import yaml
 
 from folders import read_folder, read_list
 from images import read_image, read_label, write_png
+from sources import tar_files
 from sources.parallel import in_threads
 from utils import whole_folder
 
 CHUNK = 1 << 20  # bytes
-LABEL_FOLDERS = {"segmentation": "masks", "depth": "depth"}
+LABEL_FOLDERS = {"segmentation": "masks", "depth": "depth", "boxes": "boxes"}
 
 
 # ---------------------------------------------------------------------------------------------- zip archives
@@ -43,12 +44,18 @@ def zip_errors(archive: Path, advice: str = "delete it and download it again") -
 
 def refuse_unsafe(file: zipfile.ZipFile, archive: Path) -> None:
     """Raises ValueError for members that would be written outside of the output folder, and for links."""
+    refuse_outside(file.namelist(), archive)
     for member in file.infolist():
-        name = member.filename.replace("\\", "/")
-        if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
-            raise ValueError(f"{archive}: member {member.filename!r} would be written outside of the output folder")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise ValueError(f"{archive}: member {member.filename!r} is a link, which is not accepted")
+
+
+def refuse_outside(members: Iterable[str], archive: Path) -> None:
+    """Raises ValueError for names that would be written outside of the output folder."""
+    for member in members:
+        name = member.replace("\\", "/")
+        if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
+            raise ValueError(f"{archive}: member {member!r} would be written outside of the output folder")
 
 
 def extract(file: zipfile.ZipFile, member: zipfile.ZipInfo | str, path: Path) -> None:
@@ -82,20 +89,26 @@ def refuse_full_disk(folder: Path, needed: int) -> None:
 
 
 class Source:
-    """A zip archive, or a folder with the same content. A context manager.
+    """A zip or tar archive, or a folder with the same content. A context manager.
 
-    Raises FileNotFoundError, or ValueError for something else and for an unsafe archive (`refuse_unsafe`).
+    Raises FileNotFoundError, or ValueError for something else and for an unsafe archive (`refuse_unsafe`,
+    `tar_files.read_index`).
     """
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
         self.path, self.zip = path, None
+        self.tar: dict[str, tar_files.Part] | None = None
         if path.is_dir():
             found = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
             self.names = [file.relative_to(path).as_posix() for file in found]
         elif not path.is_file():
             raise ValueError(f"{path}: neither a file nor a folder, but a pipe or a device")
+        elif tar_files.is_tar(path):
+            self.tar = tar_files.read_index(path)
+            refuse_outside(self.tar, path)
+            self.names = list(self.tar)
         else:
             with zip_errors(path):
                 self.zip = zipfile.ZipFile(path)
@@ -145,26 +158,40 @@ class Member:
         """Bytes."""
         if self.source.zip:
             return self.source.zip.getinfo(self.name).file_size
+        if self.source.tar is not None:
+            return self.source.tar[self.name].size
         return (self.source.path / self.name).stat().st_size
 
-    def copy(self, target: Path) -> None:
-        if self.source.zip:
-            with zip_errors(self.source.path):
-                extract(self.source.zip, self.name, target)
+    @contextlib.contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """Its content as a stream. Raises ValueError for a pipe or a device in a folder, and for damage."""
+        source = self.source
+        if source.zip:
+            with zip_errors(source.path), open_member(source.zip, self.name) as file:
+                yield file
+        elif source.tar is not None:
+            with tar_files.open_part(source.path, source.tar[self.name]) as file:
+                yield file
         else:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            if not (source.path / self.name).is_file():
+                raise ValueError(f"{self}: not a file, but a pipe or a device")
+            with (source.path / self.name).open("rb") as file:
+                yield file
+
+    def copy(self, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if self.source.path.is_dir():
             shutil.copyfile(self.source.path / self.name, target)
+            return
+        with self.open() as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, CHUNK)
 
     def read(self, most: int = 16 * CHUNK) -> bytes:
         """The content of a small file. Raises ValueError when it has more than `most` bytes."""
         if self.size > most:
             raise ValueError(f"{self}: it has {self.size:,} bytes; at most {most:,} are read")
-        if self.source.zip:
-            with zip_errors(self.source.path), self.source.zip.open(self.name) as file:
-                return file.read(most)
-        if not (self.source.path / self.name).is_file():
-            raise ValueError(f"{self}: not a file, but a pipe or a device")
-        return (self.source.path / self.name).read_bytes()
+        with self.open() as file:
+            return file.read(most)
 
     def load(self, target: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray:
         """Copies the file to `target` and returns read(target). Raises ValueError that names the source."""
@@ -206,8 +233,7 @@ class Pair:
         convert(label, file): gets the decoded label and its copy, which it may replace. Raises ValueError that names
         the source, also when image and label differ in size.
         """
-        image = f"rgb/{self.name}{self.image.suffix}"
-        height, width = self.image.load(part / image, read_image).shape[:2]
+        image, (height, width) = write_image(part, self.name, self.image)
         label = f"{LABEL_FOLDERS[self.task]}/{self.name}.png"
         stored = self.label.load(part / label, read_label)
         if stored.shape[:2] != (height, width):
@@ -218,6 +244,12 @@ class Pair:
         except ValueError as problem:
             raise ValueError(f"{self.label}: {problem}") from None
         return {"image": image, self.task: label}
+
+
+def write_image(part: Path, name: str, image: Member) -> tuple[str, tuple[int, int]]:
+    """Copies an image to part/rgb; returns the file, and height and width. Raises ValueError that names the source."""
+    file = f"rgb/{name}{image.suffix}"
+    return file, image.load(part / file, read_image).shape[:2]
 
 
 def check_depth(stored: np.ndarray, path: Path) -> None:

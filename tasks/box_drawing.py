@@ -13,6 +13,7 @@ Color = tuple[int, int, int]
 
 LEAST_TEXT, MOST_TEXT = 10, 200  # pixels
 SMALLEST_TEXT = 7  # pixels: where even this is too wide, the text is cut
+LEAST_LETTERS = 3  # that a cut text keeps; else there is none
 
 
 def box_text(name: str, distance_m: float | None = None, score: float | None = None) -> str:
@@ -32,8 +33,9 @@ def draw_boxes(picture: np.ndarray, boxes: np.ndarray, texts: Sequence[str], col
     height, width = picture.shape[:2]
     page = Image.fromarray(np.ascontiguousarray(picture))
     draw = ImageDraw.Draw(page)
-    line = max(1, round(min(height, width) / 240))
-    size = min(MOST_TEXT, max(LEAST_TEXT, round(min(height, width) / 28)))
+    line = max(1, round(min(height, width) / 200))
+    size = min(MOST_TEXT, max(LEAST_TEXT, round(min(height, width) / 24)))
+    plates = []
     for box, text, color in zip(np.reshape(boxes, (-1, 4)), texts, colors, strict=True):
         if not np.isfinite(box).all():
             continue
@@ -42,23 +44,24 @@ def draw_boxes(picture: np.ndarray, boxes: np.ndarray, texts: Sequence[str], col
         top, bottom = (int(value) for value in np.clip([np.floor(box[1]), np.ceil(box[3]) - 1], 0, height - 1))
         right, bottom = max(left, right), max(top, bottom)
         draw.rectangle((left, top, right, bottom), outline=color, width=line)
-        if text:
-            _write(draw, text, (left, top, right, bottom), (width, height), size, color)
+        plates.append((text, left, top, color))
+    for text, left, top, color in plates:  # over all lines
+        _write(draw, text, left, top, page.size, size, color)
     return np.array(page)
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, text: str, box: tuple[int, ...], page: tuple[int, int], size: int, color: Color
+    draw: ImageDraw.ImageDraw, text: str, left: int, top: int, page: tuple[int, int], size: int, color: Color
 ) -> None:
-    """The text on a plate in the box's color: above the box, or in it where there is no room above."""
+    """The text on a plate in the box's color: above the box's corner, or below it where there is no room above."""
     width, height = page
     text, size = _fitted(text, size, width, height)
     if not text:
         return
     font = _font(size)
     plate_width, plate_height = math.ceil(font.getlength(text)) + 4, math.ceil(size * 1.25)
-    left = min(box[0], width - plate_width)
-    top = box[1] - plate_height if box[1] >= plate_height else min(box[1], height - plate_height)
+    left = min(left, width - plate_width)
+    top = top - plate_height if top >= plate_height else min(top, height - plate_height)
     draw.rectangle((left, top, left + plate_width - 1, top + plate_height - 1), fill=color)
     red, green, blue = color
     dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
@@ -71,9 +74,10 @@ def _fitted(text: str, size: int, width: int, height: int) -> tuple[str, int]:
         size -= 1
     if math.ceil(size * 1.25) > height:
         return "", size
-    while text and math.ceil(_font(size).getlength(text)) + 4 > width:
-        text = text[:-1].rstrip()
-    return text, size
+    cut = text
+    while cut and math.ceil(_font(size).getlength(cut)) + 4 > width:
+        cut = cut[:-1].rstrip()
+    return (cut, size) if cut == text or len(cut) >= LEAST_LETTERS else ("", size)
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""Class lists, and how data sets with different ones share the outputs of one head."""
+"""Checks of class lists, and how data sets with different ones share the outputs of one head."""
 
 from __future__ import annotations
 
@@ -8,48 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from drawing import class_palette
+from tasks.class_lists import CLASS_LISTS as CLASS_LISTS  # for all that use the rest of this file
+from tasks.class_lists import OTHER_NAMES as OTHER_NAMES
 
 if TYPE_CHECKING:
     from tasks.base import Task
 
 NO_CLASS = 255  # "no label" in masks as `read` gives them; files may use another number
-
-CLASS_LISTS = {
-    # Gupta et al., CVPR 2013: the 40 classes of NYUDv2, in the order of classMapping40.mat.
-    "nyu40": tuple(
-        (
-            "wall floor cabinet bed chair sofa table door window bookshelf picture counter blinds desk shelves "
-            "curtain dresser pillow mirror floor_mat clothes ceiling books refrigerator television paper towel "
-            "shower_curtain box whiteboard person night_stand toilet sink lamp bathtub bag other_structure "
-            "other_furniture other_prop"
-        ).split()
-    ),
-    # Lin et al., ECCV 2014: the 80 classes of COCO that have boxes, in the order of their ids, which have gaps.
-    "coco80": tuple(
-        (
-            "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,"
-            "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,"
-            "tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,"
-            "tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,"
-            "hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,"
-            "cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,"
-            "toothbrush"
-        ).split(",")
-    ),
-    # Everingham et al., IJCV 2010: the 20 classes of PASCAL VOC, in the order of the alphabet.
-    "voc20": tuple(
-        (
-            "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-            "pottedplant sheep sofa train tvmonitor"
-        ).split()
-    ),
-}
-
-# Other names of classes: those of VOC and of darknet's coco.names -> those of COCO.
-OTHER_NAMES = {
-    "aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle", "pottedplant": "potted plant",
-    "sofa": "couch", "tvmonitor": "tv", "tv monitor": "tv",
-}  # fmt: skip
 
 
 class WithClasses(Protocol):

@@ -5,7 +5,6 @@ The 448 MB of instances_train2017.json become some 50 MB. Each process reads a f
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from array import array
@@ -13,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TextIO
 
 import numpy as np
 
@@ -23,6 +23,7 @@ MOST_FILE_BYTES = 2**32
 MOST_IMAGES, MOST_ANNOTATIONS, MOST_CATEGORIES = 2**20, 2**23, 2**16
 MOST_FAULTS = 10_000  # that are told apart; a file with more has another form
 MOST_NAME = 1024  # characters of a file name
+FARTHEST_PX = 1e9
 KEPT_FILES = 8
 
 
@@ -117,13 +118,13 @@ class CocoFile:
     def find(self, image: Path) -> int:
         """The index of a picture, by the end of its path. Raises ValueError when it is not there, or not alone.
 
-        The whole file_name must be the end of the path, or the end of file_name the path below the folder that the
-        picture and the json share; of several, the longest.
+        The whole file_name is the end of the path, or else the path below the folder that the picture and the json
+        share is the end of file_name; of several, the longest.
         """
         parts = Path(os.path.abspath(image)).parts
         shared = Path(os.path.commonpath([os.path.abspath(image), os.path.abspath(self.path)])).parts
         below = len(parts) - len(shared)
-        found: dict[int, list[int]] = {}
+        found: dict[tuple[bool, int], list[int]] = {}
         choices = self.by_name.get(image.name, [])
         for index in choices:
             other = [part for part in PurePosixPath(self.names[index]).parts if part not in ("/", ".")]
@@ -131,15 +132,15 @@ class CocoFile:
             while same < min(len(other), len(parts)) and other[-1 - same] == parts[-1 - same]:
                 same += 1
             if same == len(other) or same >= below:
-                found.setdefault(same, []).append(index)
+                found.setdefault((same == len(other), same), []).append(index)
         if not found:
             elsewhere = f"; it has {self.names[choices[0]]!r:.80}" if choices else ""
             raise ValueError(f"{self.path}: none of its {len(self.names):,} images is {image}{elsewhere}")
-        longest = found[max(found)]
-        if len(longest) > 1:
-            names = ", ".join(repr(self.names[index]) for index in longest[:3])
+        best = found[max(found)]
+        if len(best) > 1:
+            names = ", ".join(repr(self.names[index]) for index in best[:3])
             raise ValueError(f"{self.path}: several of its images may be {image}: {names:.200}")
-        return longest[0]
+        return best[0]
 
 
 def _box(entry: dict[str, object]) -> Sequence[float]:
@@ -150,12 +151,12 @@ def _box(entry: dict[str, object]) -> Sequence[float]:
         if not numbers or len(numbers) % 2 or not all(map(_is_number, numbers)):
             raise ValueError("it has no bbox, and its polygons are not lists of x and y")
         x, y = min(numbers[::2]), min(numbers[1::2])
-        return x, y, max(numbers[::2]) - x, max(numbers[1::2]) - y
+        box = [x, y, max(numbers[::2]) - x, max(numbers[1::2]) - y]
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         raise ValueError(f"bbox is {box!r:.60}; it takes [x, y, width, height]")
     for name, value in zip(("x", "y", "width", "height"), box, strict=True):
-        if not math.isfinite(value) or abs(value) > 1e12:
-            raise ValueError(f"bbox: {name} is {value!r:.40}; it takes a finite number")
+        if not -FARTHEST_PX < value < FARTHEST_PX:  # nor is NaN
+            raise ValueError(f"bbox: {name} is {value!r:.40}; it takes a finite number of pixels")
     if min(box[2:]) < 0:
         raise ValueError(f"bbox is {box!r:.60}; width and height are above 0 (these may be swapped corners)")
     return box
@@ -174,31 +175,36 @@ def parse_coco(path: Path) -> CocoFile:
         raise FileNotFoundError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     if path.stat().st_size > MOST_FILE_BYTES:
         raise ValueError(f"{path}: more than {MOST_FILE_BYTES:,} bytes, the most that is read of such a file")
-    found, seen = CocoFile(path), set()
     with path.open(encoding="utf-8-sig") as file:
-        stream = JsonStream(file, path)
-        try:
-            if stream.peek() != "{":
-                stream.fail("a COCO file is a table with images, annotations and categories")
-            for key in stream.names():
-                if key not in ("images", "annotations", "categories"):
-                    stream.skip()
-                    continue
-                if key in seen or stream.peek() != "[":
-                    stream.fail(f"{key} must be one list")
-                seen.add(key)
-                for number, entry in enumerate(stream.items()):
-                    try:
-                        if key == "images":
-                            found.add_image(entry)
-                        elif key == "categories":
-                            found.add_category(entry)
-                        else:
-                            found.add_annotation(number, entry)
-                    except ValueError as problem:
-                        stream.fail(f"{key}[{number}]: {problem}")
-        except UnicodeDecodeError as problem:
-            raise ValueError(f"{path}: not a UTF-8 text file ({problem.reason})") from None
+        return parse_coco_stream(file, path)
+
+
+def parse_coco_stream(file: TextIO, path: Path) -> CocoFile:
+    """`parse_coco` of a file that is open, perhaps inside an archive; `path` is its name in errors."""
+    found, seen = CocoFile(path), set()
+    stream = JsonStream(file, path)
+    try:
+        if stream.peek() != "{":
+            stream.fail("a COCO file is a table with images, annotations and categories")
+        for key in stream.names():
+            if key not in ("images", "annotations", "categories"):
+                stream.skip()
+                continue
+            if key in seen or stream.peek() != "[":
+                stream.fail(f"{key} must be one list")
+            seen.add(key)
+            for number, entry in enumerate(stream.items()):
+                try:
+                    if key == "images":
+                        found.add_image(entry)
+                    elif key == "categories":
+                        found.add_category(entry)
+                    else:
+                        found.add_annotation(number, entry)
+                except ValueError as problem:
+                    stream.fail(f"{key}[{number}]: {problem}")
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path}: not a UTF-8 text file ({problem.reason})") from None
     if missing := {"images", "annotations", "categories"} - seen:
         raise ValueError(f"{path}: it has no {', '.join(sorted(missing))}; a COCO file has all three")
     found.finish()

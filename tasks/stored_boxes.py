@@ -15,6 +15,7 @@ from user_input.values import ManyErrors, near
 
 MOST_BOXES = 1000  # of a frame; more are an attack or a mistake
 SLACK = 0.02  # of a side of the picture: a box that ends farther outside is doubted
+SHOWN = 8  # classes in a message
 IN_SHARES = (1, 1)  # the size of the picture in label files whose numbers are shares of it
 
 Size = tuple[int, int]  # height, width
@@ -46,7 +47,7 @@ class StoredBoxes:
             self.faults.append(f"{place}: {fault}")
             return
         if self.size and (share := share_outside(corners, self.size)) > SLACK:
-            self.doubts.append(f"{place}: the box ends {share:.0%} of the picture outside of it")
+            self.doubts.append(f"{self.in_file(place)}: the box ends {share:.0%} of the picture outside of it")
         self.rows.append((*map(float, corners), float(index), float(ignore)))
         self.places.append(place)
 
@@ -89,7 +90,13 @@ class StoredBoxes:
             return f"it stands for none of the {len(self.classes)} classes in dataset.yaml"
         if isinstance(kind, int):
             return f"class {kind}; allowed: 0..{len(self.classes) - 1}"
-        return f"class {kind!r:.60}{near(kind, self.classes)} is none of the {len(self.classes)} in dataset.yaml"
+        names = ", ".join(self.classes[:SHOWN]) + (", ..." if len(self.classes) > SHOWN else "")
+        return f"class {kind!r:.60}{near(kind, self.classes)}; dataset.yaml has {names}"
+
+    def in_file(self, place: str) -> str:
+        """A place without the name of the file."""
+        rest = place.removeprefix(f"{self.path}:").strip()
+        return f"line {rest}" if rest.isdigit() else rest
 
 
 def _corner_fault(corners: Sequence[float]) -> str:

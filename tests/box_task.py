@@ -1,15 +1,23 @@
-"""A task `boxes` that reads the label files of boxes, with the head of list_task.Spots: it stands for tasks with boxes
-where their files are tested."""
+"""For tests of label files with boxes: a task `boxes` that reads them, with the head of list_task.Spots, and small data
+sets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pytest
+import yaml
 from list_task import Spots
 
+from config import Config
+from dataset import Frames
 from drawing import class_palette
+from folders import make_tasks, read_folder, read_list
+from images import write_png
+from sources.validate import check_folder
 from tasks.base import HERE
 from tasks.box_drawing import box_text, draw_boxes
 from tasks.box_files import boxes_at_size, open_boxes, read_box_section, read_boxes
@@ -66,3 +74,42 @@ class StandIn(Spots):
         kinds = prediction[:, 4].astype(int)
         texts = [box_text(self.classes[kind]) for kind in kinds]
         return draw_boxes(picture, prediction[:, :4], texts, [tuple(colors[kind]) for kind in kinds])
+
+
+def write_boxes(root: Path, section: dict[str, object], labels: dict[str, object], size: tuple[int, int]) -> Path:
+    """A data set of one split, `train`, with a picture of this size for each label: {stem: content of its file}.
+
+    Text and bytes are written as they are, arrays as PNG; None: nobody says; "@name": an existing file.
+    """
+    suffix = {"yolo": ".txt", "voc": ".xml", "coco": ".json", "instances": ".png"}[section["format"]]
+    lines = []
+    for stem, content in labels.items():
+        write_png(root / f"images/{stem}.png", np.full((*size, 3), 128, np.uint8))
+        file = f"labels/{stem}{suffix}"
+        if content is None or (isinstance(content, str) and content.startswith("@")):
+            file = content[1:] if content else "-"
+        elif isinstance(content, np.ndarray):
+            write_png(root / file, content)
+        else:
+            (root / file).parent.mkdir(exist_ok=True)
+            (root / file).write_bytes(content.encode() if isinstance(content, str) else content)
+        lines.append(f"images/{stem}.png\t{file}\n")
+    (root / "train.txt").write_text("".join(lines))
+    described = {"splits": {"train": "train.txt"}, "columns": ["image", "boxes"], "boxes": section}
+    (root / "dataset.yaml").write_text(yaml.safe_dump(described))
+    return root
+
+
+def boxes_of(root: Path, split: str = "train") -> list[np.ndarray | None]:
+    """The label of each frame as training and evaluation read it; None where nobody says."""
+    folder = read_folder(root)
+    config = Config(tasks=("boxes",))
+    frames = Frames(folder, read_list(folder, split), make_tasks(folder, config), config, train=False)
+    return [frames.read(index).get("boxes") for index in range(len(frames))]
+
+
+def report_of(root: Path, capsys: pytest.CaptureFixture[str], faults: int = 1) -> str:
+    """What `prepare.py check` prints about a data set with so many faults."""
+    picture = root / "check.png"
+    assert len(check_folder(root, picture=picture)) == faults
+    return capsys.readouterr().out

@@ -1,10 +1,11 @@
-"""What holds for each command that reads zip archives: unsafe, damaged and missing ones, and the output folder."""
+"""What holds for each command that reads archives: unsafe, damaged and missing ones, and the output folder."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import stat
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,40 +15,60 @@ import yaml
 from conftest import Script, only_error_line, only_holds, write_zip
 from helpers import existing_output_is_kept
 from official import archives
+from official_boxes import boxes_archives, boxes_are_a_task
 from PIL import Image
 
 import prepare
 from folders import read_folder
 from sources.archives import Source, finish
 
-COMMANDS = ["kitti", "camvid", "carvana"]
+COMMANDS = ["kitti", "camvid", "carvana", "voc", "coco", "pennfudan"]
+
+
+@pytest.fixture(autouse=True)
+def _boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes_are_a_task(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Command -> its words, for small archives."""
-    return archives(tmp_path_factory.mktemp("archives"))
+    folder = tmp_path_factory.mktemp("archives")
+    return archives(folder) | boxes_archives(folder)
 
 
 def with_copies(words: list[str], here: Path) -> tuple[list[str], Path]:
     """The words with copies of the archives in here/in, and the first of these."""
     (here / "in").mkdir()
-    copies = [str(shutil.copy(word, here / "in")) if word.endswith(".zip") else word for word in words]
-    return copies, Path(next(word for word in copies if word.endswith(".zip")))
+    ends = (".zip", ".tar")
+    copies = [str(shutil.copy(word, here / "in")) if word.endswith(ends) else word for word in words]
+    return copies, Path(next(word for word in copies if word.endswith(ends)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../../evil", "a\\..\\..\\evil", "C:\\evil", "evil -> link"])
 def test_archive_that_climbs_out_is_refused(command: str, name: str, small: dict[str, list[str]], here: Path) -> None:
     words, first = with_copies(small[command], here)
-    member = zipfile.ZipInfo(name)
-    if "link" in name:
-        member.external_attr = (stat.S_IFLNK | 0o777) << 16
-    with zipfile.ZipFile(first, "a") as file:
-        file.writestr(member, b"/etc/passwd")
+    if first.suffix == ".tar":
+        add_to_tar(first, name)
+    else:
+        member = zipfile.ZipInfo(name)
+        if "link" in name:
+            member.external_attr = (stat.S_IFLNK | 0o777) << 16
+        with zipfile.ZipFile(first, "a") as file:
+            file.writestr(member, b"/etc/passwd")
     with pytest.raises(ValueError, match="is a link" if "link" in name else "outside of the output folder"):
         prepare.main([command, *words, "--output", "out"])
     only_holds(here, "in")
+
+
+def add_to_tar(path: Path, name: str) -> None:
+    """A link of this name to /etc/passwd, or a file."""
+    member = tarfile.TarInfo(name)
+    if "link" in name:
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(path, "a") as file:
+        file.addfile(member)
 
 
 def cut(data: bytes) -> bytes:
@@ -66,7 +87,8 @@ def test_damaged_archive(
 ) -> None:
     words, first = with_copies(small[command], here)
     first.write_bytes(damage(first.read_bytes()))
-    message = r"in/\w.*\.zip: no zip archive, damaged or cut off .*; delete it and download it again"
+    kind = first.suffix[1:]
+    message = rf"in/\w.*\.{kind}: no {kind} archive, damaged or cut off .*; delete it and download it again"
     with pytest.raises(ValueError, match=message) as problem:
         prepare.main([command, *words, "--output", "out"])
     assert "\n" not in str(problem.value)
@@ -93,7 +115,7 @@ def test_full_disk_is_noticed_before_writing(
 def test_script_prints_one_error_line_for_each_wrong_path(
     command: str, small: dict[str, list[str]], script: Script, tmp_path: Path
 ) -> None:
-    words = [word.replace(".zip", ".rar") for word in small[command]]
+    words = [word.replace(".zip", ".rar").replace(".tar", ".rar") for word in small[command]]
     assert "no such file or folder" in only_error_line(script("prepare.py", command, *words, cwd=tmp_path))
     only_holds(tmp_path)
 

@@ -13,6 +13,7 @@ CHUNK = 2**20  # characters that are read at once, at least
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
+_AFTER_A_VALUE = tuple(",:]} \t\r\n")
 
 
 class JsonStream:
@@ -61,7 +62,7 @@ class JsonStream:
                 self.fail("it is nested too deeply")
             except ValueError as problem:
                 wrong = str(problem).partition(": line")[0]
-            if -1 < end < len(self.text):
+            if end > 0 and self.text[end : end + 1] in _AFTER_A_VALUE:  # else a number may go on in the next piece
                 self.at = end
                 return value
             if len(self.text) - self.at > MOST_VALUE:  # what is not complete by then is wrong or an attack
@@ -69,7 +70,7 @@ class JsonStream:
             if not self.more():
                 if end < 0:
                     self.fail(f"not readable as JSON: {wrong}")
-                self.at = len(self.text)
+                self.at = end
                 return value
 
     def items(self) -> Iterator[object]:
@@ -85,13 +86,14 @@ class JsonStream:
     def names(self) -> Iterator[str]:
         """The names in a table. Before the next one, the caller must have read the value."""
         self.take("{")
-        while self.peek() != "}":
-            key = self.value()
-            if not isinstance(key, str):
-                self.fail(f"not readable as JSON: a name was expected, not {key!r:.40}")
+        more = self.peek() != "}"
+        while more:
+            name = self.value()
+            if not isinstance(name, str):
+                self.fail(f"not readable as JSON: a name was expected, not {name!r:.40}")
             self.take(":")
-            yield key
-            if self.peek() == ",":
+            yield name
+            if more := self.peek() == ",":
                 self.at += 1
         self.take("}")
 
