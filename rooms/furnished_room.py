@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from rooms.furniture import Maker
-from rooms.item import CABINET, CEILING, CURTAIN, FLOOR, RUG, WALL, Item, turn
+from rooms.item import CABINET, CEILING, CURTAIN, FLOOR, RUG, THINGS, WALL, Item, turn
 from rooms.raycast import SIDES, Primitive, Scene
 from rooms.textures import PAINTS, WHITES, WOODS, Material, shaded
+
+INSTANCE_DIVISOR = 256  # a value of an instance mask is INSTANCE_DIVISOR * (class + 1) + number, from 1 in each class
 
 
 class FurnishedRoom:
@@ -280,3 +282,26 @@ class FurnishedRoom:
             parts += item.parts
             lights += item.lights
         return Scene(self.size.astype(np.float32), parts, groups, lights)
+
+    def instances(self) -> np.ndarray:
+        """Values (P,) uint16 of an instance mask for the primitives of `scene`; 0 where it is no thing.
+
+        The class counts in the order of THINGS, the number in the order in which the room was furnished: both are the
+        same from every camera. Raises ValueError for more things of a class than have a number.
+        """
+        values = [0] * len(self.shell)
+        numbers: dict[int, dict[tuple[int, int], int]] = {label: {} for label in THINGS}  # label -> thing -> number
+        classes = {label: place for place, label in enumerate(THINGS, 1)}
+        for place, item in enumerate(self.items):
+            for part in item.parts:
+                known = numbers.get(part.label)
+                if known is None:
+                    values.append(0)
+                    continue
+                number = known.setdefault((place, part.thing), len(known) + 1)
+                values.append(INSTANCE_DIVISOR * classes[part.label] + number)
+        for label, known in numbers.items():
+            if len(known) >= INSTANCE_DIVISOR:
+                name, most = THINGS[label], INSTANCE_DIVISOR - 1
+                raise ValueError(f"room: {len(known)} things of class {name}; an instance mask numbers at most {most}")
+        return np.array(values, np.uint16)

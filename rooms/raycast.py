@@ -34,6 +34,7 @@ class Primitive:
     taper: float = 1.0
     bulge: tuple[float, float, float] = (1.3, 1.3, 1.0)
     shadow: bool = True
+    thing: int = 0  # which thing of its item it is a part of; casting rays does not ask
 
 
 @dataclass

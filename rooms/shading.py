@@ -1,4 +1,4 @@
-"""Light and color of what rays hit: soft shadows, ambient light, textures -> color, labels, depth, normals."""
+"""Light and color of what rays hit: soft shadows, ambient light, textures -> color, depth, normals."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _smooth(light: np.ndarray, seen: np.ndarray, normal: np.ndarray) -> np.ndarr
 
 
 def render(scene: Scene, camera: Pinhole) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Linear color (3, H, W), labels (H, W) uint8, depth [m] (H, W), camera-frame normals (3, H, W)."""
+    """Linear color (3, H, W), primitive (H, W) int32, depth [m] (H, W), camera-frame normals (3, H, W)."""
     depth, seen, directions = cast(scene, camera)
     shape = depth.shape
     flat = hit_points(scene, camera, directions.reshape(3, -1), depth.ravel(), seen.ravel())
@@ -176,4 +176,4 @@ def render(scene: Scene, camera: Pinhole) -> tuple[np.ndarray, np.ndarray, np.nd
         np.add.at(total[k], (rows // 2, cols // 2), np.minimum(fine[k], 1.2) / 4)
     radiance = np.where(change, total, radiance)
     view = rotate(camera.rotation.T, normal)
-    return radiance, scene.label[seen], depth, view.astype(np.float32)
+    return radiance, seen, depth, view.astype(np.float32)
