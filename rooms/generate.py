@@ -69,26 +69,36 @@ class RoomSet:
         return tuple(column for column in FOLDERS if self.instances or column != "boxes")
 
 
+def _intrinsics(width: int, height: int) -> dict[str, float]:
+    """The section `camera` of a picture of that size in pixels; it sees what NYUDv2's camera sees."""
+    focal = 518.9 * width / 640
+    return {"fx": focal, "fy": focal, "cx": (width - 1) / 2, "cy": (height - 1) / 2, "width": width, "height": height}
+
+
+def _look_along(way: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rotation (3, 3) of a camera that looks about along `way` (2,), a little down, held almost level."""
+    yaw = np.arctan2(*way[::-1]) + rng.normal(0, 0.1)
+    pitch, roll = np.radians(rng.uniform(4, 22)), np.radians(rng.normal(0, 1))
+    forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), -np.sin(pitch)])
+    right = np.array([np.sin(yaw), -np.cos(yaw), 0])
+    down = np.cross(forward, right)
+    right, down = np.cos(roll) * right + np.sin(roll) * down, np.cos(roll) * down - np.sin(roll) * right
+    return np.stack([right, down, forward], 1)
+
+
 def _aim(room: FurnishedRoom, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
     """A random camera pose (position, rotation) from which much of the room is seen; None when no try was good."""
     best, pose = -np.inf, None
     for _ in range(40):
         x, y = (0.3 + (room.size[:2] - 0.6) * rng.beta(0.5, 0.5, 2)).tolist()  # mostly near walls and corners
         spot, height = np.array([x, y]), rng.uniform(1.25, 1.75)
-        if any((spot > t[:2] - 0.3).all() and (spot < t[2:4] + 0.3).all() for t in room.taken if t[4] > 0):
+        if any((spot > t.low - 0.3).all() and (spot < t.high + 0.3).all() for t in room.taken if t.height > 0):
             continue
         target = room.size[:2] * rng.uniform(0.3, 0.7, 2)
         if np.linalg.norm(target - spot) < 0.8:
             continue
-        yaw = np.arctan2(*(target - spot)[::-1]) + rng.normal(0, 0.1)
-        pitch, roll = np.radians(rng.uniform(4, 22)), np.radians(rng.normal(0, 1))
-        forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), -np.sin(pitch)])
-        right = np.array([np.sin(yaw), -np.cos(yaw), 0])
-        down = np.cross(forward, right)
-        right, down = np.cos(roll) * right + np.sin(roll) * down, np.cos(roll) * down - np.sin(roll) * right
-        rotation = np.stack([right, down, forward], 1)
-        position = np.array([x, y, height])
-        probe = Pinhole(position, rotation, 32, 24, 518.9 * 32 / 640)
+        rotation, position = _look_along(target - spot, rng), np.array([x, y, height])
+        probe = Pinhole(position, rotation, 32, 24, _intrinsics(32, 24)["fx"])
         depth, seen, _ = raycast.cast(scene, probe)
         share = np.bincount(scene.label[seen].ravel(), minlength=40) / seen.size
         if share.max() > 0.5 or np.median(depth) < 1.5 or (depth < 0.8).mean() > 0.08 or depth.min() < 0.3:
@@ -126,7 +136,7 @@ def render(seed: int, index: int, width: int, height: int) -> RenderedFrame:
     while pose is None:
         day = rng.uniform(0.7, 1.0) if rng.random() < 0.8 else rng.uniform(0.05, 0.12)
         room = FurnishedRoom(rng)
-        room.openings(day)
+        room.add_openings(day)
         room.furnish(lamp_on=day < 0.3 or rng.random() < 0.6)
         scene = room.scene()
         pose = _aim(room, scene, rng)
@@ -134,12 +144,11 @@ def render(seed: int, index: int, width: int, height: int) -> RenderedFrame:
     strength = 0.15 + 0.23 * day
     scene.ambient = strength * (0.55 + 0.45 * wall)
     scene.bounce = strength * (0.35 + 0.65 * floor)
-    focal = 518.9 * width / 640
-    radiance, seen, depth, normals = shading.render(scene, Pinhole(*pose, width, height, focal))
+    camera = _intrinsics(width, height)
+    radiance, seen, depth, normals = shading.render(scene, Pinhole(*pose, width, height, camera["fx"]))
     labels = scene.label[seen]
     lit = (labels == WINDOW) | (labels == LAMP)
     image = _develop(radiance, lit, rng)
-    camera = {"fx": focal, "fy": focal, "cx": (width - 1) / 2, "cy": (height - 1) / 2, "width": width, "height": height}
     normals = np.ascontiguousarray(normals.transpose(1, 2, 0))
     return RenderedFrame(image, labels, depth, normals, room.instances()[seen], camera)
 
@@ -163,9 +172,9 @@ def _save(data: RoomSet, index: int) -> None:
 def _save_all(data: RoomSet, numbers: range, workers: int) -> Iterator[int]:
     """Renders the frames, in this process or in `workers` others; yields the number of each one that is done."""
     if not workers:
-        for number in numbers:
-            _save(data, number)
-            yield number
+        for index in numbers:
+            _save(data, index)
+            yield index
         return
     # Not multiprocessing: its processes import the caller's script, which is torch and all when that is train.py.
     settings = (data.width, data.height, data.seed, int(data.instances))
@@ -180,11 +189,11 @@ def _save_all(data: RoomSet, numbers: range, workers: int) -> Iterator[int]:
             process = subprocess.Popen([*command, *bounds], stdout=subprocess.PIPE, text=True, env=environment)
             processes.append(stack.enter_context(process))
             stack.callback(process.terminate)  # without effect on one that has ended
-        for number, process in zip(numbers, itertools.cycle(processes), strict=False):
+        for index, process in zip(numbers, itertools.cycle(processes), strict=False):
             answer = process.stdout.readline().strip()
-            if answer != str(number):
-                raise OSError(answer or f"the process that renders frame {number} ended early")
-            yield number
+            if answer != str(index):
+                raise OSError(answer or f"the process that renders frame {index} ended early")
+            yield index
 
 
 def _work(folder: str, *settings: str) -> None:
@@ -242,14 +251,14 @@ def _describe(data: RoomSet, numbers: range, train: int) -> None:
         lines = ["\t".join(f"{FOLDERS[column]}/{n:06d}.png" for column in data.columns) for n in chosen]
         (data.folder / f"{name}.txt").write_text("".join(line + "\n" for line in lines))
     width, height, val = data.width, data.height, len(numbers) - train
-    focal, cx, cy = round(518.9 * width / 640, 6), (width - 1) / 2, (height - 1) / 2
+    camera = ", ".join(f"{name}: {round(value, 6)}" for name, value in _intrinsics(width, height).items())
     text = f"""# python prepare.py rooms --train {train} --val {val} --size {width}x{height} --seed {data.seed}
 name: rooms
 splits: {{train: train.txt, val: val.txt}}
 columns: [{", ".join(data.columns)}]
 segmentation: {{classes: nyu40, ignore: 255}}
 depth: {{metres_per_unit: {1 / UNITS_PER_METER}, max: 10.0}}   # 1/{UNITS_PER_METER} m
-camera: {{fx: {focal}, fy: {focal}, cx: {cx}, cy: {cy}, width: {width}, height: {height}}}
+camera: {{{camera}}}
 """
     if data.instances:
         text += f"""boxes:   # a pixel is {INSTANCE_DIVISOR} * (class + 1) + number of the thing; 0 is no thing

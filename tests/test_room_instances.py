@@ -64,7 +64,7 @@ def empty_room(seed: int = 0) -> FurnishedRoom:
 
 def random_room(seed: int) -> FurnishedRoom:
     room = FurnishedRoom(np.random.default_rng(seed))
-    room.openings(day=1.0)
+    room.add_openings(day=1.0)
     room.furnish(lamp_on=False)
     return room
 
