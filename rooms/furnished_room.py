@@ -4,13 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from rooms.furniture import Maker
-from rooms.item import CABINET, CEILING, CURTAIN, FLOOR, RUG, WALL, Item, turn
+from rooms.item import CABINET, CEILING, CURTAIN, FLOOR, RUG, THINGS, WALL, Item, turn
 from rooms.raycast import SIDES, Primitive, Scene
 from rooms.textures import PAINTS, WHITES, WOODS, Material, shaded
+
+INSTANCE_DIVISOR = 256  # a value of an instance mask is INSTANCE_DIVISOR * (class + 1) + number, from 1 in each class
+
+
+class Footprint(NamedTuple):
+    """Floor that is taken: a rectangle between two corners (2,) [m], and the height of what stands there."""
+
+    low: np.ndarray
+    high: np.ndarray
+    height: float
+
+
+class Stretch(NamedTuple):
+    """A part of a wall that is taken: from `start` to `end` along it, from `low` to `high` above the floor [m]."""
+
+    start: float
+    end: float
+    low: float
+    high: float
 
 
 class FurnishedRoom:
@@ -20,8 +40,8 @@ class FurnishedRoom:
         self.rng, self.make = rng, Maker(rng)
         self.size = rng.uniform((3.4, 3.6, 2.4), (5.2, 5.8, 2.8))
         self.items: list[Item] = []
-        self.taken: list[np.ndarray] = []  # footprints: x from, y from, x to, y to, height
-        self.walls: list[list[tuple[float, float, float, float]]] = [[], [], [], []]  # along from, to, z from, to
+        self.taken: list[Footprint] = []
+        self.walls: list[list[Stretch]] = [[], [], [], []]
         self.shell = self._draw_shell()
 
     def length(self, wall: int) -> float:
@@ -38,7 +58,7 @@ class FurnishedRoom:
         """Whether a footprint lies inside the room and overlaps no other."""
         if (low < 0.005).any() or (high > self.size[:2] - 0.005).any():
             return False
-        return all((low > t[2:4] + margin).any() or (high < t[:2] - margin).any() for t in self.taken)
+        return all((low > other.high + margin).any() or (high < other.low - margin).any() for other in self.taken)
 
     def stand(self, item: Item, x: float, y: float, yaw: float, z: float = 0.0, check: bool = True) -> bool:
         """Places furniture; False where something is in the way. Unchecked furniture takes up no floor."""
@@ -48,17 +68,20 @@ class FurnishedRoom:
         if check:
             if not self.fits(low, high):
                 return False
-            self.taken.append(np.array([*low, *high, item.size[2]]))
+            self.taken.append(Footprint(low, high, item.size[2]))
         placed = Item(item.size)
         placed.put(item, x, y, z, yaw)
         self.items.append(placed)
         return True
 
-    def is_free(self, wall: int, start: float, end: float, low: float, high: float) -> bool:
+    def is_free(self, wall: int, place: Stretch) -> bool:
         """Whether a stretch of wall is free of doors, windows, pictures and tall furniture."""
-        if start < 0.02 or end > self.length(wall) - 0.02:
+        if place.start < 0.02 or place.end > self.length(wall) - 0.02:
             return False
-        return not any(start < b and end > a and low < d and high > c for a, b, c, d in self.walls[wall])
+        return not any(
+            place.start < other.end and place.end > other.start and place.low < other.high and place.high > other.low
+            for other in self.walls[wall]
+        )
 
     def stand_at_wall(
         self, item: Item, walls: Iterable[int] = range(4), along: float | None = None
@@ -70,8 +93,9 @@ class FurnishedRoom:
             half = item.size[0] / 2
             place = self.rng.uniform(half, max(half, self.length(wall) - half)) if along is None else along
             x, y, yaw = self.spot(wall, place, item.size[1] / 2 + 0.03)
-            if self.is_free(wall, place - half, place + half, 0, item.size[2]) and self.stand(item, x, y, yaw):
-                self.walls[wall].append((place - half, place + half, 0, item.size[2]))
+            stretch = Stretch(place - half, place + half, 0, item.size[2])
+            if self.is_free(wall, stretch) and self.stand(item, x, y, yaw):
+                self.walls[wall].append(stretch)
                 return wall, place
         return None
 
@@ -86,56 +110,68 @@ class FurnishedRoom:
             if self.length(wall) < 2 * half + 0.1:
                 continue
             place = self.rng.uniform(half, self.length(wall) - half)
-            top = low + item.size[2]
-            if self.is_free(wall, place - half, place + half, low, top):
-                self.walls[wall].append((place - half, place + half, low, top))
+            stretch = Stretch(place - half, place + half, low, low + item.size[2])
+            if self.is_free(wall, stretch):
+                self.walls[wall].append(stretch)
                 x, y, yaw = self.spot(wall, place, depth)
                 return wall if self.stand(item, x, y, yaw, low, check=False) else None
         return None
 
-    def openings(self, day: float) -> None:
+    def add_openings(self, day: float) -> None:
         """Adds a door, one or two windows and the skirting boards. day: brightness of the daylight, 0..1."""
-        rng, make = self.rng, self.make
-        door = make.door()
-        wall = self.hang(door, 0, 0.031)
+        self._add_door()
+        for _ in range(self.rng.choice([1, 2], p=[0.6, 0.4])):
+            self._add_window(day)
+        self._add_skirting_boards()
+
+    def _add_door(self) -> None:
+        wall = self.hang(self.make.door(), 0, 0.031)
         if wall is not None:  # room to walk in
-            span = self.walls[wall][-1]
-            x, y, _ = self.spot(wall, (span[0] + span[1]) / 2, 0.45)
-            self.taken.append(np.array([x - 0.42, y - 0.42, x + 0.42, y + 0.42, 0.0]))
-        for _ in range(rng.choice([1, 2], p=[0.6, 0.4])):
-            low = rng.uniform(0.75, 0.95)
-            window = make.window(rng.uniform(1.0, 2.0), low, rng.uniform(2.0, 2.15), day)
-            walls = [k for k in range(4) if not any(c > 0 for *_, c, _ in self.walls[k])]
-            wall = self.hang(window, 0, 0.051, walls, edge=0.02)
-            if wall is not None:  # low furniture may stand below it
-                a, b, _, top = self.walls[wall].pop()
-                self.walls[wall].append((a, b, low - 0.12, top + 0.25))
-                if any(p.label == CURTAIN and p.center[2] - p.half[2] < 0.1 for p in window.parts):
-                    self.walls[wall] += [(a, a + 0.5, 0.01, top), (b - 0.5, b, 0.01, top)]
-        board = Material("plain", make.pick(WHITES[:1]) if rng.random() < 0.7 else make.main_wood.color)
+            stretch = self.walls[wall][-1]
+            spot = np.array(self.spot(wall, (stretch.start + stretch.end) / 2, 0.45)[:2])
+            self.taken.append(Footprint(spot - 0.42, spot + 0.42, 0.0))
+
+    def _add_window(self, day: float) -> None:
+        """A wall has one window at most."""
+        low = self.rng.uniform(0.75, 0.95)
+        window = self.make.window(self.rng.uniform(1.0, 2.0), low, self.rng.uniform(2.0, 2.15), day)
+        walls = [wall for wall in range(4) if not any(other.low > 0 for other in self.walls[wall])]
+        wall = self.hang(window, 0, 0.051, walls, edge=0.02)
+        if wall is None:
+            return
+        stretches = self.walls[wall]
+        start, end, _, top = stretches.pop()
+        stretches.append(Stretch(start, end, low - 0.12, top + 0.25))  # low furniture may stand below it
+        if any(p.label == CURTAIN and p.center[2] - p.half[2] < 0.1 for p in window.parts):
+            stretches += [Stretch(start, start + 0.5, 0.01, top), Stretch(end - 0.5, end, 0.01, top)]
+
+    def _add_skirting_boards(self) -> None:
+        """Along all walls but for the door."""
+        make = self.make
+        board = Material("plain", make.pick(WHITES[:1]) if self.rng.random() < 0.7 else make.main_wood.color)
         for wall in range(4):
-            spans = sorted((a + 0.1, b - 0.1) for a, b, c, _ in self.walls[wall] if c == 0)
+            gaps = sorted((other.start + 0.1, other.end - 0.1) for other in self.walls[wall] if other.low == 0)
             start = 0.0
-            for a, b in [*spans, (self.length(wall), 0)]:
-                if a - start > 0.05:
-                    strip = Item((a - start, 0.015, 0.09))
+            for gap, end in [*gaps, (self.length(wall), 0)]:
+                if gap - start > 0.05:
+                    strip = Item((gap - start, 0.015, 0.09))
                     strip.add(WALL, board, (0, 0, 0), strip.size)
-                    x, y, yaw = self.spot(wall, (start + a) / 2, 0.0085)
+                    x, y, yaw = self.spot(wall, (start + gap) / 2, 0.0085)
                     self.stand(strip, x, y, yaw, check=False)
-                start = b
+                start = end
 
     def furnish(self, lamp_on: bool) -> None:
         """Adds the furniture of one of four kinds of room, more furniture where it fits, and the ceiling lamp."""
         rng, make = self.rng, self.make
         kind = rng.choice(["bedroom", "living", "dining", "studio"], p=[0.35, 0.24, 0.21, 0.2])
         if kind in ("bedroom", "studio"):
-            self.sleep()
+            self.add_bed()
         if kind in ("living", "studio"):
-            self.sit()
+            self.add_sofa()
         if kind == "dining":
-            self.dine()
+            self.add_dining_table()
         if kind in ("bedroom", "studio") and rng.random() < 0.6:
-            self.work()
+            self.add_desk()
         extras: list[tuple[float, Callable[[], Item]]] = [
             (0.75, make.bookshelf),
             (0.85, make.wardrobe),
@@ -151,7 +187,7 @@ class FurnishedRoom:
             if rng.random() < chance:
                 self.stand_at_wall(build())
         if kind in ("bedroom", "dining") and rng.random() < 0.4:
-            self.work()
+            self.add_desk()
         for _ in range(rng.integers(2, 6)):
             self.hang(make.picture(), rng.uniform(1.3, 1.55), 0.016, edge=0.08)
         if not self.has_rug() and rng.random() < 0.5:
@@ -164,7 +200,7 @@ class FurnishedRoom:
         """Whether a rug lies in the room; two would overlap."""
         return any(p.label == RUG for item in self.items for p in item.parts)
 
-    def rug_before(self, wall: int, along: float, out: float, width: float, depth: float) -> None:
+    def add_rug_before(self, wall: int, along: float, out: float, width: float, depth: float) -> None:
         """Lays a rug in front of furniture at a wall, inside the room."""
         x, y, yaw = self.spot(wall, along, out)
         reach = np.array([width, depth] if wall % 2 == 0 else [depth, width]) / 2
@@ -172,7 +208,7 @@ class FurnishedRoom:
         if (2 * reach < self.size[:2] - 0.1).all() and not self.has_rug():
             self.stand(self.make.rug(width, depth), x, y, yaw, check=False)
 
-    def sleep(self) -> None:
+    def add_bed(self) -> None:
         """Adds a bed with night stands and perhaps a rug."""
         bed = self.make.bed()
         place = self.stand_at_wall(bed)
@@ -184,9 +220,9 @@ class FurnishedRoom:
             if self.rng.random() < 0.85:
                 self.stand_at_wall(stand, [wall], along + side * (bed.size[0] / 2 + stand.size[0] / 2 + 0.06))
         if self.rng.random() < 0.55:
-            self.rug_before(wall, along, bed.size[1] * 0.75, bed.size[0] + 1.0, 1.5)
+            self.add_rug_before(wall, along, bed.size[1] * 0.75, bed.size[0] + 1.0, 1.5)
 
-    def sit(self) -> None:
+    def add_sofa(self) -> None:
         """Adds a sofa, a low table in front of it, and a television opposite."""
         rng, make = self.rng, self.make
         sofa = make.sofa(int(rng.integers(2, 4)))
@@ -195,7 +231,7 @@ class FurnishedRoom:
             return
         wall, along = place
         if rng.random() < 0.75:
-            self.rug_before(wall, along, sofa.size[1] + 0.55, sofa.size[0] + 0.2, 1.6)
+            self.add_rug_before(wall, along, sofa.size[1] + 0.55, sofa.size[0] + 0.2, 1.6)
         if rng.random() < 0.85:
             width = rng.uniform(0.8, 1.1)
             table = make.table(width, rng.choice([width, 0.55]), rng.uniform(0.38, 0.45), make.house_wood())
@@ -206,7 +242,7 @@ class FurnishedRoom:
             stand.put(make.screen(rng.uniform(0.85, 1.15)), 0, -0.04, stand.size[2])
             self.stand_at_wall(replace(stand, size=(*stand.size[:2], 1.3)), [(wall + 2) % 4])
 
-    def dine(self) -> None:
+    def add_dining_table(self) -> None:
         """Adds a table with chairs around it, away from the walls."""
         rng, make = self.rng, self.make
         width = rng.uniform(1.0, 1.7)
@@ -233,7 +269,7 @@ class FurnishedRoom:
                 dx, dy = (turn(yaw) @ [*spot, 0])[:2]
                 self.stand(model, x + dx, y + dy, yaw + facing + rng.normal(0, 0.12), check=False)
 
-    def work(self) -> None:
+    def add_desk(self) -> None:
         """Adds a desk with a chair."""
         desk = self.make.desk()
         place = self.stand_at_wall(replace(desk, size=(desk.size[0], desk.size[1], 1.2)))
@@ -280,3 +316,26 @@ class FurnishedRoom:
             parts += item.parts
             lights += item.lights
         return Scene(self.size.astype(np.float32), parts, groups, lights)
+
+    def instances(self) -> np.ndarray:
+        """Values (P,) uint16 of an instance mask for the primitives of `scene`; 0 where it is no thing.
+
+        The class counts in the order of THINGS, the number in the order in which the room was furnished: both are the
+        same from every camera. Raises ValueError for more things of a class than have a number.
+        """
+        values = [0] * len(self.shell)
+        numbers: dict[int, dict[tuple[int, int], int]] = {label: {} for label in THINGS}  # label -> thing -> number
+        classes = {label: place for place, label in enumerate(THINGS, 1)}
+        for place, item in enumerate(self.items):
+            for part in item.parts:
+                known = numbers.get(part.label)
+                if known is None:
+                    values.append(0)
+                    continue
+                number = known.setdefault((place, part.thing), len(known) + 1)
+                values.append(INSTANCE_DIVISOR * classes[part.label] + number)
+        for label, known in numbers.items():
+            if len(known) >= INSTANCE_DIVISOR:
+                name, most = THINGS[label], INSTANCE_DIVISOR - 1
+                raise ValueError(f"room: {len(known)} things of class {name}; an instance mask numbers at most {most}")
+        return np.array(values, np.uint16)

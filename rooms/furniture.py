@@ -39,7 +39,8 @@ class Maker(Fixtures):
         """A pillow of its own color."""
         cloth = self.pattern() if self.rng.random() < 0.5 else self.cloth((0, 0.6), (0.6, 0.95))
         bulge = (1.3, 1.0, 1.3) if size[1] < size[2] else (1.3, 1.3, 1.0)
-        item.add(PILLOW, cloth, (x, y, z), size, "cushion", lean=lean, yaw=yaw, bulge=bulge)
+        thing = item.another_thing()
+        item.add(PILLOW, cloth, (x, y, z), size, "cushion", lean=lean, yaw=yaw, bulge=bulge, thing=thing)
 
     def bed(self) -> Item:
         """Frame, headboard, mattress, blanket with a turned edge, pillows."""
@@ -175,7 +176,7 @@ class Maker(Fixtures):
         return item
 
     def bookshelf(self) -> Item:
-        """Sides, boards, a back and rows of books of uneven height."""
+        """Sides, boards, a back and rows of books of uneven height; books up to the next gap are one thing."""
         rng, wood = self.rng, self.house_wood()
         width, deep, high = rng.uniform(0.7, 1.2), rng.uniform(0.26, 0.32), rng.uniform(1.5, 2.15)
         item = Item((width, deep, high))
@@ -187,13 +188,15 @@ class Maker(Fixtures):
         for k in range(rows + 1):
             z = 0.06 + k * (high - 0.085) / rows
             item.add(BOOKSHELF, wood, (0, 0.005, z), (width - 0.06, deep - 0.01, 0.025))
-            x, right = -width / 2 + 0.035, width / 2 - 0.035
+            x, right, row = -width / 2 + 0.035, width / 2 - 0.035, item.another_thing()
             while k < rows and x < right - 0.1:
                 run = min(rng.uniform(0.15, 0.5), right - x)
                 if rng.random() < 0.82:
                     size = (run, rng.uniform(0.16, 0.2), rng.uniform(0.2, 0.28))
                     books = self.seeded("books", (0.5, 0.4, 0.3), (0.8, 0.8, 0.8), rng.uniform(0.024, 0.042))
-                    item.add(BOOKS, books, (x + run / 2, deep / 2 - 0.04 - size[1] / 2, z + 0.025), size)
+                    item.add(BOOKS, books, (x + run / 2, deep / 2 - 0.04 - size[1] / 2, z + 0.025), size, thing=row)
+                else:
+                    row = item.another_thing()
                 x += run + 0.004
         return item
 
@@ -253,7 +256,7 @@ class Maker(Fixtures):
         item, side = Item((width, deep, 0.74)), rng.choice([-1, 1])
         item.add(DESK, wood, (0, 0, 0.71), (width, deep, 0.03))
         item.add(DESK, wood, (-side * (width / 2 - 0.02), 0, 0), (0.03, deep - 0.04, 0.71))
-        item.put(self.cabinet(DESK, 0.38, deep - 0.05, 0.7, 3, 1), side * (width / 2 - 0.21), 0, 0)
+        item.put(self.cabinet(DESK, 0.38, deep - 0.05, 0.7, 3, 1), side * (width / 2 - 0.21), 0, 0, joined=True)
         item.add(DESK, wood, (0, -deep / 2 + 0.05, 0.35), (width - 0.4, 0.02, 0.36))
         if rng.random() < 0.75:
             item.put(self.screen(rng.uniform(0.5, 0.6)), -side * 0.1, -deep / 2 + 0.18, 0.74, rng.normal(0, 0.1))

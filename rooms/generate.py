@@ -1,4 +1,4 @@
-"""Generates a synthetic indoor data set: images, classes, exact depth and exact normals.
+"""Generates a synthetic indoor data set: images, classes, exact depth, exact normals, and things one by one.
 
     python prepare.py rooms                                             # dataset/rooms: 240 + 40 frames of 320x240
     python prepare.py rooms --output FOLDER --train 1000 --size 640x480 --workers 4
@@ -6,6 +6,11 @@
 Every frame shows another room; it depends on the seed and the number of the frame alone. This module chooses the
 camera, develops the photograph and writes the files. The room is in furnished_room.py, its furniture in furniture.py,
 doors, windows and pictures in fixtures.py, rays in raycast.py, light in shading.py, surfaces in textures.py.
+
+`write(..., instances=True)` writes an instance mask for each frame, the column `boxes`: a 16-bit PNG of the value
+256 * (class + 1) + number, where the classes are those of the section `boxes` of dataset.yaml, counted from 0, and the
+things of a class have numbers from 1 to 255. 0: walls, floor and ceiling. A thing keeps its number in every picture of
+its room. It has all its parts (a chair its legs), but what stands or lies on it is another one (pillows on a bed).
 """
 
 from __future__ import annotations
@@ -25,14 +30,14 @@ import numpy as np
 from tqdm import tqdm
 
 from rooms import raycast, shading
-from rooms.furnished_room import FurnishedRoom
-from rooms.item import LAMP, WINDOW
+from rooms.furnished_room import INSTANCE_DIVISOR, FurnishedRoom
+from rooms.item import LAMP, THINGS, WINDOW
 from rooms.raycast import Pinhole, Scene
 from rooms.textures import linear
 from user_input.flags import Parser, number, width_and_height
 
 UNITS_PER_METER = 5000
-KINDS = ("rgb", "masks", "depth", "normals")  # the folders
+FOLDERS = {"image": "rgb", "segmentation": "masks", "depth": "depth", "normals": "normals", "boxes": "instances"}
 LEAST_SIDE = 16  # pixels
 
 
@@ -44,7 +49,41 @@ class RenderedFrame:
     segmentation: np.ndarray  # (H, W) uint8
     depth: np.ndarray  # (H, W) float32
     normals: np.ndarray  # (H, W, 3) float32
+    instances: np.ndarray  # (H, W) uint16, see FurnishedRoom.instances
     camera: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RoomSet:
+    """A data set that is being written: where, its size in pixels, its seed, and whether it has instance masks."""
+
+    folder: Path
+    width: int
+    height: int
+    seed: int
+    instances: bool
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the list files; FOLDERS has the folder of each."""
+        return tuple(column for column in FOLDERS if self.instances or column != "boxes")
+
+
+def _intrinsics(width: int, height: int) -> dict[str, float]:
+    """The section `camera` of a picture of that size in pixels; it sees what NYUDv2's camera sees."""
+    focal = 518.9 * width / 640
+    return {"fx": focal, "fy": focal, "cx": (width - 1) / 2, "cy": (height - 1) / 2, "width": width, "height": height}
+
+
+def _look_along(way: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rotation (3, 3) of a camera that looks about along `way` (2,), a little down, held almost level."""
+    yaw = np.arctan2(*way[::-1]) + rng.normal(0, 0.1)
+    pitch, roll = np.radians(rng.uniform(4, 22)), np.radians(rng.normal(0, 1))
+    forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), -np.sin(pitch)])
+    right = np.array([np.sin(yaw), -np.cos(yaw), 0])
+    down = np.cross(forward, right)
+    right, down = np.cos(roll) * right + np.sin(roll) * down, np.cos(roll) * down - np.sin(roll) * right
+    return np.stack([right, down, forward], 1)
 
 
 def _aim(room: FurnishedRoom, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
@@ -53,20 +92,13 @@ def _aim(room: FurnishedRoom, scene: Scene, rng: np.random.Generator) -> tuple[n
     for _ in range(40):
         x, y = (0.3 + (room.size[:2] - 0.6) * rng.beta(0.5, 0.5, 2)).tolist()  # mostly near walls and corners
         spot, height = np.array([x, y]), rng.uniform(1.25, 1.75)
-        if any((spot > t[:2] - 0.3).all() and (spot < t[2:4] + 0.3).all() for t in room.taken if t[4] > 0):
+        if any((spot > t.low - 0.3).all() and (spot < t.high + 0.3).all() for t in room.taken if t.height > 0):
             continue
         target = room.size[:2] * rng.uniform(0.3, 0.7, 2)
         if np.linalg.norm(target - spot) < 0.8:
             continue
-        yaw = np.arctan2(*(target - spot)[::-1]) + rng.normal(0, 0.1)
-        pitch, roll = np.radians(rng.uniform(4, 22)), np.radians(rng.normal(0, 1))
-        forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), -np.sin(pitch)])
-        right = np.array([np.sin(yaw), -np.cos(yaw), 0])
-        down = np.cross(forward, right)
-        right, down = np.cos(roll) * right + np.sin(roll) * down, np.cos(roll) * down - np.sin(roll) * right
-        rotation = np.stack([right, down, forward], 1)
-        position = np.array([x, y, height])
-        probe = Pinhole(position, rotation, 32, 24, 518.9 * 32 / 640)
+        rotation, position = _look_along(target - spot, rng), np.array([x, y, height])
+        probe = Pinhole(position, rotation, 32, 24, _intrinsics(32, 24)["fx"])
         depth, seen, _ = raycast.cast(scene, probe)
         share = np.bincount(scene.label[seen].ravel(), minlength=40) / seen.size
         if share.max() > 0.5 or np.median(depth) < 1.5 or (depth < 0.8).mean() > 0.08 or depth.min() < 0.3:
@@ -104,7 +136,7 @@ def render(seed: int, index: int, width: int, height: int) -> RenderedFrame:
     while pose is None:
         day = rng.uniform(0.7, 1.0) if rng.random() < 0.8 else rng.uniform(0.05, 0.12)
         room = FurnishedRoom(rng)
-        room.openings(day)
+        room.add_openings(day)
         room.furnish(lamp_on=day < 0.3 or rng.random() < 0.6)
         scene = room.scene()
         pose = _aim(room, scene, rng)
@@ -112,35 +144,41 @@ def render(seed: int, index: int, width: int, height: int) -> RenderedFrame:
     strength = 0.15 + 0.23 * day
     scene.ambient = strength * (0.55 + 0.45 * wall)
     scene.bounce = strength * (0.35 + 0.65 * floor)
-    focal = 518.9 * width / 640
-    radiance, labels, depth, normals = shading.render(scene, Pinhole(*pose, width, height, focal))
+    camera = _intrinsics(width, height)
+    radiance, seen, depth, normals = shading.render(scene, Pinhole(*pose, width, height, camera["fx"]))
+    labels = scene.label[seen]
     lit = (labels == WINDOW) | (labels == LAMP)
     image = _develop(radiance, lit, rng)
-    camera = {"fx": focal, "fy": focal, "cx": (width - 1) / 2, "cy": (height - 1) / 2, "width": width, "height": height}
-    return RenderedFrame(image, labels, depth, np.ascontiguousarray(normals.transpose(1, 2, 0)), camera)
+    normals = np.ascontiguousarray(normals.transpose(1, 2, 0))
+    return RenderedFrame(image, labels, depth, normals, room.instances()[seen], camera)
 
 
-def _save(folder: Path, width: int, height: int, seed: int, index: int) -> None:
-    """Renders one frame into the four folders."""
-    frame = render(seed, index, width, height)
-    normals = np.round(127.5 * (frame.normals + 1)).astype(np.uint8)
-    depth = np.round(frame.depth * UNITS_PER_METER).astype(np.uint16)
-    pictures = (frame.image[..., ::-1], frame.segmentation, depth, normals[..., ::-1])
-    for kind, picture in zip(KINDS, pictures, strict=True):
-        path = folder / kind / f"{index:06d}.png"
-        if not cv2.imwrite(str(path), picture):
+def _save(data: RoomSet, index: int) -> None:
+    """Renders one frame and writes a file of it into each folder."""
+    frame = render(data.seed, index, data.width, data.height)
+    pictures = {
+        "image": frame.image[..., ::-1],
+        "segmentation": frame.segmentation,
+        "depth": np.round(frame.depth * UNITS_PER_METER).astype(np.uint16),
+        "normals": np.round(127.5 * (frame.normals + 1)).astype(np.uint8)[..., ::-1],
+        "boxes": frame.instances,
+    }
+    for column in data.columns:
+        path = data.folder / FOLDERS[column] / f"{index:06d}.png"
+        if not cv2.imwrite(str(path), pictures[column]):
             raise OSError(f"{path}: could not be written")
 
 
-def _save_all(folder: Path, width: int, height: int, seed: int, numbers: range, workers: int) -> Iterator[int]:
+def _save_all(data: RoomSet, numbers: range, workers: int) -> Iterator[int]:
     """Renders the frames, in this process or in `workers` others; yields the number of each one that is done."""
     if not workers:
-        for number in numbers:
-            _save(folder, width, height, seed, number)
-            yield number
+        for index in numbers:
+            _save(data, index)
+            yield index
         return
     # Not multiprocessing: its processes import the caller's script, which is torch and all when that is train.py.
-    command = [sys.executable, "-m", "rooms.generate", str(folder.resolve()), *map(str, (width, height, seed))]
+    settings = (data.width, data.height, data.seed, int(data.instances))
+    command = [sys.executable, "-m", "rooms.generate", str(data.folder.resolve()), *map(str, settings)]
     root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     with contextlib.ExitStack() as stack:
@@ -151,21 +189,22 @@ def _save_all(folder: Path, width: int, height: int, seed: int, numbers: range, 
             process = subprocess.Popen([*command, *bounds], stdout=subprocess.PIPE, text=True, env=environment)
             processes.append(stack.enter_context(process))
             stack.callback(process.terminate)  # without effect on one that has ended
-        for number, process in zip(numbers, itertools.cycle(processes), strict=False):
+        for index, process in zip(numbers, itertools.cycle(processes), strict=False):
             answer = process.stdout.readline().strip()
-            if answer != str(number):
-                raise OSError(answer or f"the process that renders frame {number} ended early")
-            yield number
+            if answer != str(index):
+                raise OSError(answer or f"the process that renders frame {index} ended early")
+            yield index
 
 
 def _work(folder: str, *settings: str) -> None:
     """A process of `_save_all`: prints a line for each frame, its number or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends this process when the parent is gone
-    width, height, seed, *bounds = map(int, settings)
+    width, height, seed, instances, *bounds = map(int, settings)
+    data = RoomSet(Path(folder), width, height, seed, bool(instances))
     for index in range(*bounds):
         try:
-            _save(Path(folder), width, height, seed, index)
+            _save(data, index)
         except (OSError, ValueError, MemoryError) as problem:
             print(" ".join(str(problem).split()) or type(problem).__name__)
             return
@@ -173,10 +212,18 @@ def _work(folder: str, *settings: str) -> None:
 
 
 def write(
-    output: Path, train: int = 240, val: int = 40, width: int = 320, height: int = 240, seed: int = 0, workers: int = 0
+    output: Path,
+    train: int = 240,
+    val: int = 40,
+    width: int = 320,
+    height: int = 240,
+    seed: int = 0,
+    workers: int = 0,
+    instances: bool = False,
 ) -> None:
     """Writes frames 1..train and train+1..train+val with their labels; `output` appears when all are written.
 
+    instances: with instance masks, the column `boxes`; they change no other file but the lists and dataset.yaml.
     Raises FileExistsError when `output` is not empty, ValueError for a wrong number or size.
     """
     output = Path(output)
@@ -190,29 +237,36 @@ def write(
 
     numbers = range(1, train + val + 1)
     with whole_folder(output) as part:
-        for kind in KINDS:
-            (part / kind).mkdir()
-        for _ in tqdm(_save_all(part, width, height, seed, numbers, workers), "rooms", len(numbers), disable=None):
+        data = RoomSet(part, width, height, seed, instances)
+        for column in data.columns:
+            (part / FOLDERS[column]).mkdir()
+        for _ in tqdm(_save_all(data, numbers, workers), "rooms", len(numbers), disable=None):
             pass
-        _describe(part, numbers, train, width, height, seed)
+        _describe(data, numbers, train)
 
 
-def _describe(part: Path, numbers: range, train: int, width: int, height: int, seed: int) -> None:
+def _describe(data: RoomSet, numbers: range, train: int) -> None:
     """Writes the list files and dataset.yaml."""
     for name, chosen in (("train", numbers[:train]), ("val", numbers[train:])):
-        lines = ["\t".join(f"{kind}/{n:06d}.png" for kind in KINDS) for n in chosen]
-        (part / f"{name}.txt").write_text("".join(line + "\n" for line in lines))
-    focal, cx, cy = round(518.9 * width / 640, 6), (width - 1) / 2, (height - 1) / 2
-    (part / "dataset.yaml").write_text(
-        f"""# python prepare.py rooms --train {train} --val {len(numbers) - train} --size {width}x{height} --seed {seed}
+        lines = ["\t".join(f"{FOLDERS[column]}/{n:06d}.png" for column in data.columns) for n in chosen]
+        (data.folder / f"{name}.txt").write_text("".join(line + "\n" for line in lines))
+    width, height, val = data.width, data.height, len(numbers) - train
+    camera = ", ".join(f"{name}: {round(value, 6)}" for name, value in _intrinsics(width, height).items())
+    text = f"""# python prepare.py rooms --train {train} --val {val} --size {width}x{height} --seed {data.seed}
 name: rooms
 splits: {{train: train.txt, val: val.txt}}
-columns: [image, segmentation, depth, normals]
+columns: [{", ".join(data.columns)}]
 segmentation: {{classes: nyu40, ignore: 255}}
 depth: {{metres_per_unit: {1 / UNITS_PER_METER}, max: 10.0}}   # 1/{UNITS_PER_METER} m
-camera: {{fx: {focal}, fy: {focal}, cx: {cx}, cy: {cy}, width: {width}, height: {height}}}
+camera: {{{camera}}}
 """
-    )
+    if data.instances:
+        text += f"""boxes:   # a pixel is {INSTANCE_DIVISOR} * (class + 1) + number of the thing; 0 is no thing
+  format: instances
+  divisor: {INSTANCE_DIVISOR}
+  classes: [{", ".join(THINGS.values())}]
+"""
+    (data.folder / "dataset.yaml").write_text(text)
 
 
 def command(argv: Sequence[str]) -> int:

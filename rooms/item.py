@@ -12,6 +12,28 @@ from rooms.textures import Material
 WALL, FLOOR, CABINET, BED, CHAIR, SOFA, TABLE, DOOR, WINDOW, BOOKSHELF, PICTURE = range(11)
 DESK, CURTAIN, PILLOW, RUG, CEILING, BOOKS, TELEVISION = 13, 15, 17, 19, 21, 22, 24
 BOX, NIGHT_STAND, LAMP, PROP = 28, 31, 34, 39
+# What can be counted: all but walls (with their skirting boards), floors and ceilings. The names are those of nyu40.
+THINGS = {
+    CABINET: "cabinet",
+    BED: "bed",
+    CHAIR: "chair",
+    SOFA: "sofa",
+    TABLE: "table",
+    DOOR: "door",
+    WINDOW: "window",
+    BOOKSHELF: "bookshelf",
+    PICTURE: "picture",
+    DESK: "desk",
+    CURTAIN: "curtain",
+    PILLOW: "pillow",
+    RUG: "floor_mat",
+    BOOKS: "books",
+    TELEVISION: "television",
+    BOX: "box",
+    NIGHT_STAND: "night_stand",
+    LAMP: "lamp",
+    PROP: "other_prop",
+}
 
 
 def turn(yaw: float) -> np.ndarray:
@@ -22,11 +44,21 @@ def turn(yaw: float) -> np.ndarray:
 
 @dataclass
 class Item:
-    """Furniture in its own frame: x along its back, y away from the wall, z up, from the middle of its footprint."""
+    """Furniture in its own frame: x along its back, y away from the wall, z up, from the middle of its footprint.
+
+    All parts of one label are one thing, except where they have different numbers `Primitive.thing`: a bed and each
+    pillow on it, the two vases on a sideboard.
+    """
 
     size: tuple[float, float, float]  # width, depth, height [m]
     parts: list[Primitive] = field(default_factory=list)
     lights: list[Light] = field(default_factory=list)
+    things: int = 1  # the numbers 0 .. things - 1 are in use
+
+    def another_thing(self) -> int:
+        """A number for parts that are a thing of their own."""
+        self.things += 1
+        return self.things - 1
 
     def add(
         self,
@@ -53,10 +85,15 @@ class Item:
                 spot = (x * (width - thick) / 2, y * (depth - thick) / 2, 0)
                 self.add(label, material, spot, (thick, thick, height))
 
-    def put(self, other: Item, x: float, y: float, z: float, yaw: float = 0.0) -> None:
-        """Adds the parts and lights of another item, turned by `yaw` [rad], at (x, y, z) of this one's frame."""
-        rotation, shift = turn(yaw), np.array([x, y, z])
+    def put(self, other: Item, x: float, y: float, z: float, yaw: float = 0.0, joined: bool = False) -> None:
+        """Adds the parts and lights of another item, turned by `yaw` [rad], at (x, y, z) of this one's frame.
+
+        joined: they belong to the things of this item, as the drawers of a desk do.
+        """
+        rotation, shift, first = turn(yaw), np.array([x, y, z]), 0 if joined else self.things
         for p in other.parts:
-            self.parts.append(replace(p, center=rotation @ p.center + shift, rotation=rotation @ p.rotation))
+            center, turned = rotation @ p.center + shift, rotation @ p.rotation
+            self.parts.append(replace(p, center=center, rotation=turned, thing=p.thing + first))
+        self.things = max(self.things, first + other.things)
         for light in other.lights:
             self.lights.append(light.moved(rotation, shift))

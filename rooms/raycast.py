@@ -34,6 +34,7 @@ class Primitive:
     taper: float = 1.0
     bulge: tuple[float, float, float] = (1.3, 1.3, 1.0)
     shadow: bool = True
+    thing: int = 0  # which thing of its item it is a part of; casting rays does not ask
 
 
 @dataclass
@@ -130,36 +131,46 @@ def column(vector: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 def intersect(p: Primitive, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distances (near, far) at which rays (3, ...) enter and leave a primitive; near >= far is a miss."""
-    turn = p.rotation.T.astype(np.float32)
-    o = rotate(turn, origin - column(p.center, origin))
-    d = rotate(turn, direction) + np.float32(1e-12)  # never exactly zero
+    to_own_axes = p.rotation.T.astype(np.float32)
+    o = rotate(to_own_axes, origin - column(p.center, origin))
+    d = rotate(to_own_axes, direction) + np.float32(1e-12)  # never exactly zero
     inverse = 1 / d
     middle, reach = o * inverse, np.abs(inverse) * column(p.half, d)
     if p.shape == "cone":
-        slope = (p.taper - 1) * p.half[0] / (2 * p.half[2])
-        radius = (p.taper + 1) * p.half[0] / 2 + slope * o[2]
-        a = d[0] ** 2 + d[1] ** 2 - slope**2 * d[2] ** 2
-        b = o[0] * d[0] + o[1] * d[1] - slope * d[2] * radius
-        root = np.sqrt(np.maximum(b * b - a * (o[0] ** 2 + o[1] ** 2 - radius**2), 0))
-        one, two = (-b - root) / a, (-b + root) / a
-        low, high = np.minimum(one, two), np.maximum(one, two)
-        # steeper than the side (a < 0): inside before the first root or after the second
-        rising = slope * d[2] > 0
-        near = np.where(a > 0, low, np.where(rising, high, -np.inf))
-        far = np.where(a > 0, high, np.where(rising, np.inf, low))
+        near, far = _intersect_mantle(p, o, d)
         return np.maximum(near, -middle[2] - reach[2]), np.minimum(far, reach[2] - middle[2])
     near, far = -middle - reach, reach - middle
     near = np.maximum(np.maximum(near[0], near[1]), near[2])
     far = np.minimum(np.minimum(far[0], far[1]), far[2])
     if p.shape == "cushion":
-        axes = column(p.half * p.bulge, d)
-        o, d = o / axes, d / axes
-        a, b = dot(d, d), dot(o, d)
-        root = b * b - a * (dot(o, o) - 1)
-        miss, root = root < 0, np.sqrt(np.maximum(root, 0))
-        near = np.where(miss, np.inf, np.maximum(near, (-b - root) / a))
-        far = np.minimum(far, (-b + root) / a)
+        first, last = _intersect_ellipsoid(p, o, d)
+        return np.maximum(near, first), np.minimum(far, last)
     return near, far
+
+
+def _intersect_mantle(p: Primitive, o: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(near, far) of the endless mantle of a cone, for rays from `o` along `d` in the cone's own axes."""
+    slope = (p.taper - 1) * p.half[0] / (2 * p.half[2])
+    radius = (p.taper + 1) * p.half[0] / 2 + slope * o[2]
+    a = d[0] ** 2 + d[1] ** 2 - slope**2 * d[2] ** 2
+    b = o[0] * d[0] + o[1] * d[1] - slope * d[2] * radius
+    root = np.sqrt(np.maximum(b * b - a * (o[0] ** 2 + o[1] ** 2 - radius**2), 0))
+    one, two = (-b - root) / a, (-b + root) / a
+    low, high = np.minimum(one, two), np.maximum(one, two)
+    # steeper than the side (a < 0): inside before the first root or after the second
+    rising = slope * d[2] > 0
+    near = np.where(a > 0, low, np.where(rising, high, -np.inf))
+    return near, np.where(a > 0, high, np.where(rising, np.inf, low))
+
+
+def _intersect_ellipsoid(p: Primitive, o: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(near, far) of the ellipsoid that cuts a cushion, for rays from `o` along `d` in the cushion's own axes."""
+    axes = column(p.half * p.bulge, d)
+    o, d = o / axes, d / axes
+    a, b = dot(d, d), dot(o, d)
+    root = b * b - a * (dot(o, o) - 1)
+    miss, root = root < 0, np.sqrt(np.maximum(root, 0))
+    return np.where(miss, np.inf, (-b - root) / a), (-b + root) / a
 
 
 def _rectangles(scene: Scene, camera: Pinhole, samples: int) -> np.ndarray:

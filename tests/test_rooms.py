@@ -72,6 +72,13 @@ def furnished(parts: list[Primitive], size: float = 6.0) -> Scene:
     return Scene(np.full(3, size, np.float32), shell + parts, groups, [])
 
 
+def look(parts: list[Primitive], camera: Pinhole) -> tuple[np.ndarray, ...]:
+    """Labels (H, W), depth (H, W) and normals (3, H, W) of the parts in a room."""
+    scene = furnished(parts)
+    _, seen, depth, normals = shading.render(scene, camera)
+    return scene.label[seen], depth, normals
+
+
 def test_bytes_depend_on_the_seed_alone(folder: Path, tmp_path: Path) -> None:
     again, other = tmp_path / "again", tmp_path / "other"
     generate.write(again, train=2, val=1, width=96, height=72, seed=3, workers=2)
@@ -155,7 +162,7 @@ def test_a_box_straight_ahead_is_where_it_was_put() -> None:
     box = Primitive("box", np.array([3.0, 3.0, 3.0]), np.array([0.5, 0.5, 0.25]), np.eye(3), 7, Material())
     forward_y = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], float)  # right x, down -z, forward y
     camera = Pinhole(np.array([3.0, 0.5, 3.0]), forward_y, 101, 81, 100.0)
-    _, label, depth, normals = shading.render(furnished([box]), camera)
+    label, depth, normals = look([box], camera)
     # the near side is 2 m away: 0.5 m and 0.25 m to the sides are 25 and 12.5 pixels; the wall is at 5.5 m
     v, u = np.indices(depth.shape)
     expected = (np.abs(u - 50) <= 25) & (np.abs(v - 40) <= 12)
@@ -172,7 +179,7 @@ def test_a_turned_box_a_ball_and_a_cylinder_have_the_normals_of_geometry() -> No
     c = np.sqrt(0.5)
     turn = np.array([[c, -c, 0], [c, c, 0], [0, 0, 1]])
     box = Primitive("box", np.array([3.0, 3.0, 3.0]), np.full(3, 0.5), turn, 7, Material())
-    _, label, depth, normals = shading.render(furnished([box]), camera)
+    label, depth, normals = look([box], camera)
     assert depth[40, 50] == pytest.approx(2.5 - np.sqrt(0.5), abs=1e-5)  # an edge points at the camera
     np.testing.assert_allclose(normals[:, 40, 54], [c, 0, -c], atol=1e-6)
     np.testing.assert_allclose(normals[:, 40, 46], [-c, 0, -c], atol=1e-6)
@@ -182,7 +189,7 @@ def test_a_turned_box_a_ball_and_a_cylinder_have_the_normals_of_geometry() -> No
     v, u = np.indices(depth.shape)
     ray = np.stack([(u - 50) / 100, (v - 40) / 100, np.ones(u.shape)])
     for part, axes in ((ball, [1, 1, 1]), (tube, [1, 0, 1])):
-        _, label, depth, normals = shading.render(furnished([part]), camera)
+        label, depth, normals = look([part], camera)
         assert depth[40, 50] == pytest.approx(2.0, abs=1e-5)
         hit = (label == 7) & (np.abs(v - 40) < 10)
         outward = (ray * depth - np.array([0, 0, 2.5])[:, None, None]) * np.array(axes)[:, None, None] / 0.5
@@ -198,7 +205,7 @@ def test_the_nearer_thing_hides_the_farther() -> None:
         for y, label in ((4.0, 3), (2.0, 4), (5.0, 5))
     ]
     for order in ((0, 1, 2), (2, 1, 0)):
-        _, label, depth, _ = shading.render(furnished([parts[k] for k in order]), camera)
+        label, depth, _ = look([parts[k] for k in order], camera)
         assert label[15, 20] == 4 and depth[15, 20] == pytest.approx(1.2, abs=1e-5)
         assert set(np.unique(label)) == {0, 4}
 
@@ -296,8 +303,9 @@ def test_workers_do_not_import_the_script_that_starts_them(tmp_path: Path) -> No
 
 
 def test_what_goes_wrong_in_a_worker_is_raised(tmp_path: Path) -> None:
+    absent = generate.RoomSet(tmp_path / "absent", 32, 24, 0, instances=False)
     with pytest.raises(OSError, match="could not be written"):
-        list(generate._save_all(tmp_path / "absent", 32, 24, 0, range(1, 3), workers=2))
+        list(generate._save_all(absent, range(1, 3), workers=2))
 
 
 @pytest.mark.parametrize(
