@@ -6,6 +6,7 @@
     python export.py --checkpoint C --format aotinductor --size 640x480  # .pt2 with machine code for this processor
     python export.py --checkpoint C --format openvino --int8             # calibrated on the training frames
     python export.py --checkpoint C --format safetensors                 # the weights and settings, as others read them
+    python export.py --checkpoint C --format safetensors --half          # the same in half the bytes
 
 The graph takes uint8 RGB (B, H, W, 3) and gives class ids, metres, ... at the size of the image: pre-processing and
 post-processing are inside unless --input float or --outputs raw leaves them to the caller. With --size, the graph also
@@ -21,6 +22,7 @@ from __future__ import annotations
 import startup  # noqa: F401 - first
 
 import argparse
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,14 +133,16 @@ def make_parser() -> Parser:
         "--domain", default="", metavar="NAME", help="classes and range of this data set of the training"
     )
     parser.add_argument("--int8", action="store_true", help="quantize; calibrated on the training frames of --data")
+    parser.add_argument("--half", action="store_true", help="of safetensors: weights in fp16, half the bytes")
     parser.add_argument("--frames", type=positive_int, default=128, help="of --int8; default: 128")
     parser.add_argument("--data", metavar="FOLDER", help="of --int8; default: those of the training")
     parser.add_argument(
         "--images", metavar="IMAGE|FOLDER", help=f"to check the file on; default: {SAMPLE}, of --int8 validation frames"
     )
     parser.add_argument(
-        "--limit", type=fraction, metavar="0..1", help="share of pixels that may change; default: 0.001, int8 0.1"
-    )
+        "--limit", type=fraction, metavar="0..1",
+        help="share of pixels that may change; default: 0.001, half 0.01, int8 0.1",
+    )  # fmt: skip
     return parser
 
 
@@ -146,6 +150,8 @@ def check_options(parser: Parser, arguments: argparse.Namespace) -> None:
     """Raises ValueError for options that mean nothing together."""
     if arguments.format == "safetensors":
         refuse(parser, arguments, GRAPH_OPTIONS, "is of a graph; --format safetensors holds the whole network")
+    elif arguments.half:
+        raise ValueError(f"--half goes with --format safetensors, not {arguments.format}")
     if arguments.int8 and arguments.format not in ("onnx", "openvino"):
         raise ValueError(f"--int8 goes with --format onnx or openvino, not {arguments.format}")
     if not arguments.int8:
@@ -190,10 +196,13 @@ def main() -> None:
     else:
         source = Path(arguments.images or SAMPLE)
         files = find_images(source, source / "no output")[:CHECKED_PICTURES]
-    limit = arguments.limit if arguments.limit is not None else (0.1 if arguments.int8 else 0.001)
+    limit = arguments.limit
+    if limit is None:
+        limit = 0.1 if arguments.int8 else 0.01 if arguments.half else 0.001
 
     with replacing(output) as temporary:
-        backend = write(network, signature, temporary, calibration)
+        written_network = copy.deepcopy(network).half() if arguments.half else network
+        backend = write(written_network, signature, temporary, calibration)
         failed = prove(backend, network, tasks, files, 0.1 if arguments.int8 else 0.01, limit)
         if failed:
             raise ValueError(

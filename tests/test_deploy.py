@@ -276,6 +276,7 @@ def test_the_check_sum_of_a_pair_is_of_both(tmp_path):
     (("--batch", "-1"), "--batch: got '-1'; it takes a whole number"), (("--frames", 0), "at least 1"),
     (("--limit", 2), "at most 1"), (("--limit", "nan"), "--limit"), (("--frames", 9), "--frames is of --int8"),
     (("--format", "safetensors", "--batch", 1), "--batch is of a graph"),
+    (("--half",), "--half goes with --format safetensors, not onnx"),
     (("--format", "torch", "--int8"), "--int8 goes with"), (("--output", "x.txt"), "should end in .onnx"),
 ], ids=str)  # fmt: skip
 def test_options_that_mean_nothing(checkpoint, monkeypatch, options, message):

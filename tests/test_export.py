@@ -208,6 +208,15 @@ def test_safetensors_is_the_checkpoint(trained, script, tmp_path):
     before, after = load_network(trained / "best.pt"), load_network(file)
     assert before.tasks == after.tasks and before.config == after.config and before.domains == after.domains
     assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
+    half = tmp_path / "half.safetensors"
+    options = ("--checkpoint", file, "--format", "safetensors", "--half", "--output", half)
+    done = script("export.py", *options)
+    assert done.returncode == 0, done.stderr
+    assert half.stat().st_size < 0.6 * file.stat().st_size
+    rounded = load_network(half).state_dict()
+    assert all(torch.equal(value.half().to(value), rounded[name]) for name, value in before.state_dict().items()
+               if value.is_floating_point())  # fmt: skip
+    assert "more than 0.00% of the pixels" in only_error_line(script("export.py", *options, "--limit", 0))
     # Checked when given, and refused in a line without its settings.
     options = ["--output", tmp_path / "out", "--checkpoint", file]
     assert script("inference.py", *options, "--sha256", digest.upper()).returncode == 0

@@ -91,7 +91,8 @@ def start_from(network: Network, path: Path) -> str:
     """
     given = load_network(path)
     if given.config.encoder != network.config.encoder:
-        raise ValueError(f"init: {path} has the encoder {given.config.encoder}, this network {network.config.encoder}")
+        theirs, own = given.config.encoder, network.config.encoder
+        raise ValueError(f"init: {path} has the encoder {theirs}, this network {own}: --encoder {theirs} takes it")
     other = {
         f"heads.{name}." for name, task in network.tasks.items()
         if name not in given.tasks or not task.continues(given.tasks[name])
