@@ -25,7 +25,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from deploy.backends import BACKENDS
@@ -127,8 +126,7 @@ class Viewer:
 
         step = -(-max(height, width) // SHOWN_SIDE)
         shown = image[::step, ::step]
-        drawn = tasks[over].draw(found[over], (height, width), shown.shape[:2]) if over in tasks else shown
-        over_image = cv2.addWeighted(shown, 0.35, drawn, 0.65, 0)
+        over_image = tasks[over].overlay(found[over], shown, (height, width), 0.65) if over in tasks else shown
         line = f"{name}: {width} x {height} pixels, {took_ms:.0f} ms in {predictor.backend.name}; {', '.join(tasks)}"
         rows = shares(tasks[by_class], ids, depth) if by_class else []
         files = sorted(str(path) for path in stem.parent.iterdir())

@@ -34,7 +34,7 @@ from deploy.video import VIEWS, is_video, predict_video, video_name
 from images import SAMPLE
 from model import mixed_domains
 from networks.checkpoints import check_sha256, newest_checkpoint
-from user_input.flags import Parser, number, refuse
+from user_input.flags import Parser, fraction, number, refuse
 from utils import printable, run, setup_cpu
 
 __all__ = ["Predictor"]  # `from inference import Predictor`
@@ -61,6 +61,13 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--sha256", default="", metavar="HEX", help="refuse a checkpoint with another check sum")
     parser.add_argument("--mirror", action="store_true", help="average with the mirrored picture")
+    parser.add_argument(
+        "--score", type=fraction, metavar="0..1", help="least of the boxes that are shown; default: 0.3"
+    )
+    parser.add_argument(
+        "--overlap", type=fraction, metavar="0..1",
+        help="IoU with a better box of its class above which a box is left out; default: 0.6",
+    )  # fmt: skip
     parser.add_argument(
         "--view", default="side", choices=VIEWS, help="of a video; overlay: predictions over the frames"
     )
@@ -122,8 +129,9 @@ def main() -> int:
     check_sha256(path, arguments.sha256)
     few = not videos and len(images) < SETUP_PAYS_FROM
     predictor = Predictor(
-        path, arguments.backend, arguments.device, arguments.precision, arguments.domain, arguments.mirror, few
-    )
+        path, arguments.backend, arguments.device, arguments.precision, arguments.domain, arguments.mirror, few,
+        arguments.score, arguments.overlap,
+    )  # fmt: skip
     if distributed.is_main() and (warning := mixed_domains(predictor.backend, arguments.domain)):
         print(f"warning: {warning}", file=sys.stderr)
     backend = predictor.backend

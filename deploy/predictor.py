@@ -34,7 +34,8 @@ class Predictor:
     source: a checkpoint, a file of export.py, a network, or an open back end. backend: auto, or a name in
     backends.BACKENDS. device: auto, cpu, cuda, cuda:N. domain: a data set of the training whose classes and range are
     wanted, "" for all. mirror: average with the mirrored picture. few: for a few pictures, for which a back end that
-    takes seconds to set up does not pay.
+    takes seconds to set up does not pay. score: least of the boxes that are given. overlap: IoU with a better box of
+    its class above which a box is left out.
     Raises ValueError or FileNotFoundError in one line.
     """
 
@@ -47,13 +48,18 @@ class Predictor:
         domain: str = "",
         mirror: bool = False,
         few: bool = False,
+        score: float | None = None,
+        overlap: float | None = None,
     ) -> None:
         source = Path(source) if isinstance(source, str) else source
         self.backend = open_backend(source, backend, device, precision, few)
-        self.tasks = tasks_of(self.backend, domain, source)
+        tasks = tasks_of(self.backend, domain, source)
+        self.tasks = {name: task.with_thresholds(score, overlap) for name, task in tasks.items()}
         self.mirror = mirror
         if mirror:
             self.backend.require_raw("--mirror")
+        if overlap is not None:
+            self.backend.require_raw("--overlap")
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
         return self.batch([image])[0]
@@ -120,9 +126,7 @@ def save_predictions(
     panels: list[Panel] = [("image", image[::step, ::step], [])]
     for kind, task in tasks.items():
         size, found = image.shape[:2], predictions[kind]
-        picture = task.draw_over(panels[0][1], found, size)
-        if picture is None:
-            picture = task.draw(found, size, panels[0][1].shape[:2])
+        picture = task.panel(found, panels[0][1], size)
         panels.append((kind, picture, task.legend(found)))
         task.save(found, stem.with_name(task.file_name(stem.name)), name, size)
         write_jpeg(stem.with_name(f"{stem.name}_{kind}_color.jpg"), picture)

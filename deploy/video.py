@@ -288,10 +288,8 @@ def view_of(frame: Frame, tasks: Mapping[str, Task], predictions: Mapping[str, n
     image = np.ascontiguousarray(frame.image[::step, ::step])
     panels: list[Panel] = [("image", image, [])] if view == "side" else []
     for name, task in tasks.items():
-        picture = task.draw(predictions[name], image.shape[:2])
-        if view == "overlay":
-            picture = cv2.addWeighted(image, 0.4, picture, 0.6, 0)
-        panels.append((name, picture, task.legend(predictions[name])))
+        show = task.overlay if view == "overlay" else task.panel
+        panels.append((name, show(predictions[name], image, (height, width)), task.legend(predictions[name])))
     return side_by_side(panels, lines=LEGEND_LINES)
 
 

@@ -208,8 +208,7 @@ def mosaic(frames: Sequence[tuple[str, Frame]], folder: Folder, tasks: Mapping[s
                 continue
             size, path, section = image.shape[:2], frame.labels[name], folder.sections[name]
             label = task.at_size(task.read(path, section, frame.image), size, section, path)
-            drawn = task.draw_over(image, label)
-            picture = letterbox(task.draw(label, size) if drawn is None else drawn, height, PANEL_WIDTH, GRAY)
+            picture = letterbox(task.panel(label, image, size), height, PANEL_WIDTH, GRAY)
             panels.append((name, picture, task.legend(label)[:8]))
         tiles.append(side_by_side(panels))
     across, gap = max(1, 6 // (1 + len(tasks))), 16

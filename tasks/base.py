@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -328,6 +329,21 @@ class Task(ABC):
         """The picture (H, W, 3) uint8 of a frame with its prediction, or its label, drawn over it; None: the task is
         shown by `draw` alone. `size` is the frame's, by default the picture's."""
         return None
+
+    def panel(self, prediction: np.ndarray, picture: np.ndarray, size: Size | None = None) -> np.ndarray:
+        """The prediction as it is shown beside the picture of its frame, at the picture's size."""
+        drawn = self.draw_over(picture, prediction, size)
+        return self.draw(prediction, size or picture.shape[:2], picture.shape[:2]) if drawn is None else drawn
+
+    def overlay(
+        self, prediction: np.ndarray, picture: np.ndarray, size: Size | None = None, share: float = 0.6
+    ) -> np.ndarray:
+        """The picture of a frame under its prediction; `share` is that of the prediction's colors where it has all."""
+        drawn = self.draw_over(picture, prediction, size)
+        if drawn is not None:
+            return drawn
+        drawn = self.draw(prediction, size or picture.shape[:2], picture.shape[:2])
+        return cv2.addWeighted(picture, 1 - share, drawn, share, 0)
 
     @classmethod
     def file_name(cls, stem: str) -> str:

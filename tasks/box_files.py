@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from tasks.base import HERE, check_choice, check_keys
-from tasks.box_formats import read_instances, read_voc, read_yolo
+from tasks.box_formats import read_instances, read_objects, read_voc, read_yolo
 from tasks.classes import CLASS_LISTS
 from tasks.coco_json import read_coco
 from tasks.stored_boxes import Size, StoredBoxes
 from user_input.text_files import read_json, read_text
 from user_input.values import convert, near
 
-FORMATS = ("yolo", "voc", "coco", "instances")
+FORMATS = ("yolo", "voc", "coco", "instances", "objects")
 ONLY_INSTANCES = ("divisor", "values", "ignore")
 MOST_CLASSES = 10_000
 MOST_VALUES_BYTES = 2**22  # of the json file that `values` may name
@@ -98,6 +98,8 @@ def open_boxes(path: Path, section: Mapping[str, object], image: Path) -> Stored
         read_voc(stored, image)
     elif section["format"] == "coco":
         read_coco(stored, image)
+    elif section["format"] == "objects":
+        read_objects(stored)
     else:
         read_instances(stored, lambda number: _class_of(number, section), section["ignore"])
     return stored

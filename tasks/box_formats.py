@@ -1,4 +1,5 @@
-"""Box labels, a file for each frame: YOLO text, PASCAL VOC XML, and masks with a number for each thing."""
+"""Box labels, a file for each frame: YOLO text, PASCAL VOC XML, masks with a number for each thing, and what
+inference.py writes."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from images import read_label
 from tasks.stored_boxes import IN_SHARES, MOST_BOXES, StoredBoxes
-from user_input.text_files import read_bytes, read_text
+from user_input.text_files import read_bytes, read_json, read_text
 
 MOST_BYTES = 2**24  # of a label file
 MOST_LEVELS = 32  # of elements inside each other in an XML file
@@ -180,6 +181,35 @@ def _voc_size(picture: Mapping[str, str]) -> tuple[int, int] | None:
             raise ValueError(f"{name} is {text!r:.40}; it takes a whole number")
         sides.append(int(text))
     return (sides[0], sides[1]) if all(sides) else None
+
+
+# ---------------------------------------------------------------------------------------------- our own files
+
+
+def read_objects(stored: StoredBoxes) -> None:
+    """{"width", "height", "objects": [{"class": name, "box": [x1, y1, x2, y2], "distance_m": metres or null}]}, as
+    `inference.py` writes it; other entries are not used."""
+    text = read_text(stored.path, MOST_BYTES)
+    try:
+        content = read_json(text)
+        size = tuple(content[side] for side in ("height", "width"))
+        objects = content["objects"]
+        if not all(type(side) is int and side > 0 for side in size) or not isinstance(objects, tuple):
+            raise ValueError("width, height or objects is something else")
+    except (KeyError, ValueError) as problem:
+        what = f"{problem} is missing" if isinstance(problem, KeyError) else problem
+        raise ValueError(f"{stored.path}: not a file of objects as inference.py writes it ({what})") from None
+    stored.size = size
+    for number, item in enumerate(objects, 1):
+        place = f"{stored.path}: object {number}"
+        item = item if isinstance(item, dict) else {}
+        corners, kind, distance_m = item.get("box"), item.get("class"), item.get("distance_m")
+        numbers = (*corners, 0 if distance_m is None else distance_m) if isinstance(corners, tuple) else ()
+        if len(numbers) != 5 or not isinstance(kind, str) or not all(type(value) in (int, float) for value in numbers):
+            stored.count_one()
+            stored.faults.append(f"{place}: it takes class (a name), box (four numbers), distance_m (a number or null)")
+            continue
+        stored.add(place, corners, kind, distance_m=math.nan if distance_m is None else float(distance_m))
 
 
 # ---------------------------------------------------------------------------------------------- masks

@@ -76,8 +76,10 @@ def box_loss(raw: Tensor, target: Tensor) -> loss.Loss:
     """
     from torchvision.ops import generalized_box_iou_loss  # not for predictions: torchvision takes a second to load
 
-    raw, target = raw.float(), target.float()
+    raw, weight = raw.float(), weight_of(target)
     logits, (found, _) = raw[..., FIRST_CLASS:], boxes_in_cells(raw)
+    said = ~unknown(target)
+    target = target.nan_to_num()
     boxes, classes = target[..., :4], target[..., 4].long()
     present, ignored = classes >= 0, target[..., 5] > 0
     classes = classes.clamp(min=0)
@@ -93,15 +95,20 @@ def box_loss(raw: Tensor, target: Tensor) -> loss.Loss:
     covered = inside(cells, boxes).float().transpose(1, 2) @ one_hot  # (B, N, C)
     counts = (covered == 0) | (quality > 0)
     terms = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
-    total = (terms * (quality - logits.sigmoid()).square() * counts).sum()
+    total = (terms * (quality - logits.sigmoid()).square() * counts).sum((1, 2))
 
     wanted = boxes.gather(1, chosen.box[..., None].expand(-1, -1, 4))
     off = generalized_box_iou_loss(UNIT * found, UNIT * wanted)
-    total = total + BOX_WEIGHT * (off * chosen.quality).sum()
-    return total, total.new_tensor(weight_of(target))
+    total = total + BOX_WEIGHT * (off * chosen.quality).sum(1)
+    return (total * said).sum(), total.new_tensor(weight)
+
+
+def unknown(target: Tensor) -> Tensor:
+    """(B, M, 7) -> (B,) whether nobody says what is in the frame."""
+    return target[..., 0].isnan().any(1)
 
 
 def weight_of(target: Tensor) -> float:
     """The weight of a target (B, M, 7), known before there is an output."""
     real = (target[..., 4] >= 0) & (target[..., 5] == 0)
-    return len(target) + WEIGHT_OF_A_BOX * float(real.sum())
+    return float((~unknown(target)).sum() + WEIGHT_OF_A_BOX * real.sum())

@@ -20,7 +20,7 @@ from config import Config
 from geometry import View
 from images import read_label, row_parts, write_png
 from metrics import DepthMetrics, Protocol
-from tasks.base import HERE, Task, check_choice, check_keys
+from tasks.base import HERE, Size, Task, check_choice, check_keys
 from tasks.dense import DenseTask
 from tasks.survey import share_table
 from user_input.values import convert

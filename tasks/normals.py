@@ -15,6 +15,7 @@ import loss
 from geometry import View, normals_from_depth, resize_raw, unit
 from images import read_label, write_png
 from metrics import NormalMetrics, Protocol
+from tasks.base import Size
 from tasks.dense import DenseTask
 
 

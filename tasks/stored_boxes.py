@@ -29,13 +29,20 @@ class StoredBoxes:
     classes: tuple[str, ...]
     other_classes: str = "error"  # error | leave_out: what becomes of a box whose class is not among them
     size: Size | None = None  # of the picture that the file is about; IN_SHARES; None: the file does not say it
-    rows: list[tuple[float, ...]] = field(default_factory=list)  # x1, y1, x2, y2, class index, ignore
+    rows: list[tuple[float, ...]] = field(default_factory=list)  # x1, y1, x2, y2, class index, ignore, distance_m
     places: list[str] = field(default_factory=list)  # where each row stands: file, and line or number
     faults: list[str] = field(default_factory=list)  # lines about boxes that cannot be used
     doubts: list[str] = field(default_factory=list)  # what looks wrong, in words
     count: int = 0  # of all boxes in the file
 
-    def add(self, place: str, corners: Sequence[float], kind: int | str | None, ignore: bool = False) -> None:
+    def add(
+        self,
+        place: str,
+        corners: Sequence[float],
+        kind: int | str | None,
+        ignore: bool = False,
+        distance_m: float = math.nan,
+    ) -> None:
         """A box x1, y1, x2, y2, and its class by number or by name. Raises ValueError for one too many."""
         self.count_one()
         index = class_index(kind, self.classes) if isinstance(kind, str) else kind
@@ -48,7 +55,7 @@ class StoredBoxes:
             return
         if self.size and (share := share_outside(corners, self.size)) > SLACK:
             self.doubts.append(f"{self.in_file(place)}: the box ends {share:.0%} of the picture outside of it")
-        self.rows.append((*map(float, corners), float(index), float(ignore)))
+        self.rows.append((*map(float, corners), float(index), float(ignore), distance_m))
         self.places.append(place)
 
     def count_one(self) -> None:
@@ -61,7 +68,7 @@ class StoredBoxes:
             raise ManyErrors(*self.faults)
 
     def label(self, size: Size, name: str) -> np.ndarray:
-        """(n, 7) float32 x1, y1, x2, y2 in pixels, clipped to a frame of this size; class, ignore, NaN (no distance).
+        """(n, 7) float32 x1, y1, x2, y2 in pixels, clipped to a frame of this size; class, ignore, distance (or NaN).
 
         Raises ValueError for a frame of another size, and for boxes outside of it. `name` is the task's.
         """
@@ -78,12 +85,12 @@ class StoredBoxes:
             ]
             if wrong:
                 raise ManyErrors(*wrong)
-        rows = np.array(self.rows, np.float64).reshape(-1, 6)
+        rows = np.array(self.rows, np.float64).reshape(-1, 7)
         height, width = size
         if self.size == IN_SHARES:
             rows[:, :4] *= (width, height, width, height)
         rows[:, :4] = rows[:, :4].clip(0, (width, height, width, height))
-        return np.column_stack([rows, np.full(len(rows), np.nan)]).astype(np.float32)
+        return rows.astype(np.float32)
 
     def _unknown(self, kind: int | str | None) -> str:
         if kind is None:
