@@ -310,10 +310,10 @@ class Task(ABC):
         changed = ~(off <= tolerance * wanted.abs().clamp(min=small))
         return float(off.max()) if off.numel() else 0.0, int(changed.sum()), wanted.numel()
 
-    @abstractmethod
     def output_fault(self, value: Tensor, frames: int, size: Size | None) -> str:
         """What is wrong with the output of a file for so many frames, "" = nothing. It is raw output, or with `size` a
         prediction for frames of this size."""
+        return "" if len(value) == frames else f"is {tuple(value.shape)}; expected ({frames}, ...)"
 
     @abstractmethod
     def draw(self, prediction: np.ndarray, size: Size | None = None, shown: Size | None = None) -> np.ndarray:
