@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 
@@ -98,6 +99,11 @@ def test_every_bad_box_of_a_file_is_named(tmp_path: Path, capsys: pytest.Capture
     for line in range(3, 8):
         assert f"train.txt:1: {root}/labels/a.txt:{line}: class {line - 1}" in printed
     assert "1, 1 boxes" in printed, "the other frame is counted"
+
+
+def test_an_error_of_many_lines_goes_from_a_loader_process_to_the_training() -> None:
+    error = ManyErrors("a.txt:1: x", "a.txt:2: y")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "a.txt:1: x (and 1 more in this file)"
 
 
 def test_classes_that_are_not_listed_may_be_left_out(tmp_path: Path) -> None:
