@@ -70,20 +70,18 @@ class StoredBoxes:
             turned = " (turned by its EXIF entry)" if self.size == size[::-1] else ""
             what = f"a label for another picture: {name} of {got}, its image is {wanted}{turned}"
             raise ValueError(f"{self.path}: {what}")
-        if self.size is None:
-            wrong = [
-                f"{place}: {fault}"
-                for place, row in zip(self.places, self.rows, strict=True)
-                if (fault := outside(row[:4], size))
-            ]
-            if wrong:
-                raise ManyErrors(*wrong)
         rows = np.array(self.rows, np.float64).reshape(-1, 6)
         height, width = size
-        if self.size == IN_SHARES:
-            rows[:, :4] *= (width, height, width, height)
-        rows[:, :4] = rows[:, :4].clip(0, (width, height, width, height))
-        return np.column_stack([rows, np.full(len(rows), np.nan)]).astype(np.float32)
+        scale = np.array((width, height, width, height) if self.size == IN_SHARES else (1, 1, 1, 1))
+        corners = (rows[:, :4] * scale).clip(0, (width, height, width, height)).astype(np.float32)
+        faults = []
+        for place, row, (x1, y1, x2, y2) in zip(self.places, self.rows, corners, strict=True):
+            if x1 >= x2 or y1 >= y2:  # possible where the file did not say the size, and by rounding to 32 bits
+                without = f"a box without area: {row[2] - row[0]:.4g} x {row[3] - row[1]:.4g}"
+                faults.append(f"{place}: {outside(row[:4], self.size or size) or without}")
+        if faults:
+            raise ManyErrors(*faults)
+        return np.column_stack([corners, rows[:, 4:], np.full(len(rows), np.nan)]).astype(np.float32)
 
     def _unknown(self, kind: int | str | None) -> str:
         if kind is None:
