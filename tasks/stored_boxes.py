@@ -16,7 +16,7 @@ from user_input.values import ManyErrors, near
 MOST_BOXES = 1000  # of a frame; more are an attack or a mistake
 SLACK = 0.02  # of a side of the picture: a box that ends farther outside is doubted
 SHOWN = 8  # classes in a message
-IN_SHARES = (1, 1)  # the size of the picture in label files whose numbers are shares of it
+WHOLE = (1, 1)  # the size of the picture in label files whose numbers are shares of it
 
 Size = tuple[int, int]  # height, width
 
@@ -28,7 +28,8 @@ class StoredBoxes:
     path: Path
     classes: tuple[str, ...]
     other_classes: str = "error"  # error | leave_out: what becomes of a box whose class is not among them
-    size: Size | None = None  # of the picture that the file is about; IN_SHARES; None: the file does not say it
+    size: Size | None = None  # of the picture that the file is about; None: the file does not say it
+    in_shares: bool = False  # corners are shares of the picture, and size is WHOLE
     rows: list[tuple[float, ...]] = field(default_factory=list)  # x1, y1, x2, y2, class index, ignore
     places: list[str] = field(default_factory=list)  # where each row stands: file, and line or number
     faults: list[str] = field(default_factory=list)  # lines about boxes that cannot be used
@@ -65,14 +66,14 @@ class StoredBoxes:
 
         Raises ValueError for a frame of another size, and for boxes outside of it. `name` is the task's.
         """
-        if self.size not in (None, IN_SHARES, size):
+        if self.size and self.size != size and not self.in_shares:
             got, wanted = (f"{width}x{height}" for height, width in (self.size, size))
             turned = " (turned by its EXIF entry)" if self.size == size[::-1] else ""
             what = f"a label for another picture: {name} of {got}, its image is {wanted}{turned}"
             raise ValueError(f"{self.path}: {what}")
         rows = np.array(self.rows, np.float64).reshape(-1, 6)
         height, width = size
-        scale = np.array((width, height, width, height) if self.size == IN_SHARES else (1, 1, 1, 1))
+        scale = np.array((width, height, width, height) if self.in_shares else (1, 1, 1, 1))
         corners = (rows[:, :4] * scale).clip(0, (width, height, width, height)).astype(np.float32)
         faults = []
         for place, row, (x1, y1, x2, y2) in zip(self.places, self.rows, corners, strict=True):
@@ -117,7 +118,7 @@ def outside(corners: Sequence[float], size: Size) -> str:
     height, width = size
     if x1 < width and y1 < height and x2 > 0 and y2 > 0:
         return ""
-    what = "in shares of it" if size == IN_SHARES else f"of {width}x{height}"
+    what = "in shares of it" if size == WHOLE else f"of {width}x{height}"
     return f"a box outside of the picture: x {x1:g} to {x2:g}, y {y1:g} to {y2:g}, {what}"
 
 
