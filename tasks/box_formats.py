@@ -11,7 +11,7 @@ from xml.parsers import expat
 import numpy as np
 
 from images import read_label
-from tasks.stored_boxes import IN_SHARES, MOST_BOXES, StoredBoxes
+from tasks.stored_boxes import MOST_BOXES, WHOLE, StoredBoxes
 from user_input.text_files import read_bytes, read_json, read_text
 
 MOST_BYTES = 2**24  # of a label file
@@ -28,7 +28,7 @@ def read_yolo(stored: StoredBoxes) -> None:
 
     A sixth number is a confidence, which is not used.
     """
-    stored.size = IN_SHARES
+    stored.size, stored.in_shares = WHOLE, True
     for number, line in enumerate(read_text(stored.path, MOST_BYTES).splitlines(), 1):
         if not (cells := line.split()):
             continue

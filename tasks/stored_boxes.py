@@ -16,7 +16,7 @@ from user_input.values import ManyErrors, near
 MOST_BOXES = 1000  # of a frame; more are an attack or a mistake
 SLACK = 0.02  # of a side of the picture: a box that ends farther outside is doubted
 SHOWN = 8  # classes in a message
-IN_SHARES = (1, 1)  # the size of the picture in label files whose numbers are shares of it
+WHOLE = (1, 1)  # the size of the picture in label files whose numbers are shares of it
 
 Size = tuple[int, int]  # height, width
 
@@ -28,7 +28,8 @@ class StoredBoxes:
     path: Path
     classes: tuple[str, ...]
     other_classes: str = "error"  # error | leave_out: what becomes of a box whose class is not among them
-    size: Size | None = None  # of the picture that the file is about; IN_SHARES; None: the file does not say it
+    size: Size | None = None  # of the picture that the file is about; None: the file does not say it
+    in_shares: bool = False  # corners are shares of the picture, and size is WHOLE
     rows: list[tuple[float, ...]] = field(default_factory=list)  # x1, y1, x2, y2, class index, ignore, distance_m
     places: list[str] = field(default_factory=list)  # where each row stands: file, and line or number
     faults: list[str] = field(default_factory=list)  # lines about boxes that cannot be used
@@ -72,25 +73,23 @@ class StoredBoxes:
 
         Raises ValueError for a frame of another size, and for boxes outside of it. `name` is the task's.
         """
-        if self.size not in (None, IN_SHARES, size):
+        if self.size and self.size != size and not self.in_shares:
             got, wanted = (f"{width}x{height}" for height, width in (self.size, size))
             turned = " (turned by its EXIF entry)" if self.size == size[::-1] else ""
             what = f"a label for another picture: {name} of {got}, its image is {wanted}{turned}"
             raise ValueError(f"{self.path}: {what}")
-        if self.size is None:
-            wrong = [
-                f"{place}: {fault}"
-                for place, row in zip(self.places, self.rows, strict=True)
-                if (fault := outside(row[:4], size))
-            ]
-            if wrong:
-                raise ManyErrors(*wrong)
         rows = np.array(self.rows, np.float64).reshape(-1, 7)
         height, width = size
-        if self.size == IN_SHARES:
-            rows[:, :4] *= (width, height, width, height)
-        rows[:, :4] = rows[:, :4].clip(0, (width, height, width, height))
-        return rows.astype(np.float32)
+        scale = np.array((width, height, width, height) if self.in_shares else (1, 1, 1, 1))
+        corners = (rows[:, :4] * scale).clip(0, (width, height, width, height)).astype(np.float32)
+        faults = []
+        for place, row, (x1, y1, x2, y2) in zip(self.places, self.rows, corners, strict=True):
+            if x1 >= x2 or y1 >= y2:  # possible where the file did not say the size, and by rounding to 32 bits
+                without = f"a box without area: {row[2] - row[0]:.4g} x {row[3] - row[1]:.4g}"
+                faults.append(f"{place}: {outside(row[:4], self.size or size) or without}")
+        if faults:
+            raise ManyErrors(*faults)
+        return np.column_stack([corners, rows[:, 4:]]).astype(np.float32)
 
     def _unknown(self, kind: int | str | None) -> str:
         if kind is None:
@@ -126,7 +125,7 @@ def outside(corners: Sequence[float], size: Size) -> str:
     height, width = size
     if x1 < width and y1 < height and x2 > 0 and y2 > 0:
         return ""
-    what = "in shares of it" if size == IN_SHARES else f"of {width}x{height}"
+    what = "in shares of it" if size == WHOLE else f"of {width}x{height}"
     return f"a box outside of the picture: x {x1:g} to {x2:g}, y {y1:g} to {y2:g}, {what}"
 
 

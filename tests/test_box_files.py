@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def test_an_empty_file_says_nothing_is_there_and_no_file_that_nobody_says(tmp_pa
         ("0 40 20 10 10", "40; YOLO labels are in shares of the picture, 0 to 1"),
         ("0 0.5 0.5 -0.1 0.1", "-0.1; width and height are above 0"),
         ("0 0.5 0.5 0 0.1", "a box without area: 0 x 0.1"),
+        ("0 0.5 0.5 1e-12 0.1", "a box without area: 1e-12 x"),  # in 32 bits
+        ("0 1.0 0.5 1e-12 0.1", "a box without area"),  # what of it is in the picture
         ("0 1.005 0.5 0.005 0.1", "a box outside of the picture: x 1.0025 to 1.0075"),
     ],
 )
@@ -98,6 +101,11 @@ def test_every_bad_box_of_a_file_is_named(tmp_path: Path, capsys: pytest.Capture
     for line in range(3, 8):
         assert f"train.txt:1: {root}/labels/a.txt:{line}: class {line - 1}" in printed
     assert "1, 1 boxes" in printed, "the other frame is counted"
+
+
+def test_an_error_of_many_lines_goes_from_a_loader_process_to_the_training() -> None:
+    error = ManyErrors("a.txt:1: x", "a.txt:2: y")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "a.txt:1: x (and 1 more in this file)"
 
 
 def test_classes_that_are_not_listed_may_be_left_out(tmp_path: Path) -> None:
@@ -340,6 +348,41 @@ def test_many_faults_of_many_files_are_counted(
     root = write_boxes(tmp_path, YOLO, {f"{n}": "9 0.5 0.5 0.1 0.1\n" * 4 for n in range(3)}, SIZE)
     printed = report_of(root, capsys, faults=12)
     assert printed.count("class 9") == 8 and "... and 4 more" in printed
+
+
+SOUND = {
+    "yolo": "1 0.5 0.5 0.2 0.4\n0 0.1 0.2 0.5 0.2 0.3 0.8\r\n",
+    "voc": voc(more=PART),
+    "coco": '{"images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 50}],\n "categories": [{"id": 3, '
+    '"name": "dog"}], "annotations": [{"image_id": 1, "category_id": 3, "bbox": [1, 2.5, 3, 4], "iscrowd": 0}]}',
+}
+
+
+@pytest.mark.parametrize("form", SOUND)
+def test_damaged_files_are_labels_or_one_line(form: str, tmp_path: Path) -> None:
+    """Bytes are changed, left out, doubled: what comes of it has corners in the picture, or is a line about a file."""
+    rng = np.random.default_rng(0)
+    section = read_box_section({"format": form, "classes": ["cat", "dog"]}, "test")
+    pieces = [b"-", b"e9", b"nan", b"\0", b"\xff", b"<", b"&a;", b'"', b"[", b"}", b"1" * 400, b" ", b"\n", b"9", b"."]
+    outcomes = []
+    for number in range(300):
+        text = bytearray(SOUND[form].encode())
+        for _ in range(int(rng.integers(1, 4))):
+            at, kind = int(rng.integers(len(text))), int(rng.integers(3))
+            end = at + int(rng.integers(1, 12))
+            text[at : at if kind == 1 else end] = b"" if kind == 0 else pieces[int(rng.integers(len(pieces)))]
+        path = tmp_path / f"{number}.txt"
+        path.write_bytes(text)
+        try:
+            label = boxes_at_size(read_boxes(path, section, tmp_path / "a.png"), SIZE)
+        except ValueError as problem:
+            outcomes.append("refused")
+            assert path.name in str(problem) and "\n" not in str(problem) and len(str(problem)) < 500
+            continue
+        outcomes.append("read")
+        assert ((label[:, :4] >= 0) & (label[:, :4] <= [100, 50, 100, 50])).all()
+        assert (label[:, 2:4] > label[:, :2]).all() and set(label[:, 4]) <= {0, 1}
+    assert min(outcomes.count("read"), outcomes.count("refused")) >= 3
 
 
 # ---------------------------------------------------------------------------------------------- real data
