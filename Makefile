@@ -19,8 +19,11 @@ demo: $(VENV)/installed
 	$(BIN)/python inference.py --checkpoint runs/demo/best.pt --output predictions
 	@echo "Look at predictions/sample_overview.jpg, and: $(BIN)/tensorboard --logdir runs"
 
-# loadfile: what the tests of a file share is made once. OMP_NUM_THREADS: two processes share the cores.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# OMP_NUM_THREADS: two processes share the cores. PYTHONDONTWRITEBYTECODE: the installation above compiles nothing, and
+# where the environment forbids bytecode, each of some 50 starts of Python would compile torch anew, 8 s of CPU time.
+TESTED = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+# loadfile: what the tests of a file share is made once.
+PYTEST = $(TESTED) -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -32,7 +35,7 @@ coverage: $(VENV)/installed-dev
 
 # What depends most on the version of Python; .ci/run does it with those that it finds.
 quick: $(VENV)/installed-quick
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_config.py tests/test_tasks.py tests/test_loss.py \
+	$(TESTED) tests/test_config.py tests/test_tasks.py tests/test_loss.py \
 		tests/test_metrics.py tests/test_geometry.py tests/test_train.py::test_train_evaluate_inference
 
 # JOINT, INDOOR: trained with configs/camvid_redkitchen.yaml, configs/replica_redkitchen.yaml. The notebook trains, too.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import startup  # noqa: F401 - so that the fork server has the environment that the tests have from here on
 
+import fcntl
 import io
+import os
 import shutil
 import signal
 import subprocess
@@ -45,14 +47,30 @@ def _same_random_numbers() -> None:
     np.random.seed(0)
 
 
+def made_once(name: str, make: Callable[[Path], object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `name`, which make(folder) fills. The worker processes of a run share it: the first that asks makes
+    it, and the others wait."""
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent  # each worker has a folder of its own in that of the run
+    folder, unfinished = common / name, common / f".{name}"
+    with (common / f".{name}.lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a worker that failed
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def rooms_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 training and 4 validation rooms of 96x72."""
+    """12 training and 4 validation rooms of 96x72. Both workers read it: change a copy."""
     from rooms import generate
 
-    folder = tmp_path_factory.mktemp("data") / "rooms"
-    generate.write(folder, train=12, val=4, width=96, height=72, seed=3)
-    return folder
+    return made_once(
+        "rooms", lambda folder: generate.write(folder, train=12, val=4, width=96, height=72, seed=3), tmp_path_factory
+    )
 
 
 Script = Callable[..., subprocess.CompletedProcess[str]]
@@ -67,7 +85,8 @@ def _fork_server_ends() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first, so that two processes end at about the same time."""
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="session")
@@ -129,11 +148,14 @@ def tiny_settings(rooms_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def trained(script: Script, tiny_settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of four epochs with all three tasks."""
-    folder = tmp_path_factory.mktemp("runs") / "trained"
-    done = script("train.py", "--config", tiny_settings, "--tasks", "segmentation,depth,normals", "--run", folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+    """The folder of a run of four epochs with all three tasks. A copy: scripts write beside the checkpoint."""
+
+    def train(folder: Path) -> None:
+        done = script("train.py", "--config", tiny_settings, "--tasks", "segmentation,depth,normals", "--run", folder)
+        assert done.returncode == 0, done.stderr
+
+    common = made_once("trained", train, tmp_path_factory)
+    return shutil.copytree(common, tmp_path_factory.mktemp("runs") / "trained")
 
 
 def only_error_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -145,7 +167,7 @@ def only_error_line(done: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-def start(arguments: list[object], cwd: Path | None = None) -> forkserver.Fork | subprocess.Popen[str]:
+def start_training(arguments: list[object], cwd: Path | None = None) -> forkserver.Fork | subprocess.Popen[str]:
     """Starts train.py in a session of its own."""
     return forkserver.start("train.py", *arguments, cwd=cwd, new_session=True)
 

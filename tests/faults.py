@@ -287,13 +287,11 @@ FAULTS = {
 }  # fmt: skip
 
 
-def prepare(folder: Path) -> tuple[Path, Path]:
-    """A small data set, and a run on it that meets no fault."""
-    data, whole = folder / "rooms", folder / "whole"
-    generate.write(data, train=12, val=4, width=96, height=72, seed=3)
-    done = finish(start("--data", data, *options(), "--run", whole))
+def train_whole(data: Path, run: Path) -> Path:
+    """A run that meets no fault."""
+    done = finish(start("--data", data, *options(), "--run", run))
     assert done.returncode == 0, done.stderr
-    return data, whole
+    return run
 
 
 def main() -> None:
@@ -302,7 +300,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data, whole = prepare(folder)
+        data = folder / "rooms"
+        generate.write(data, train=12, val=4, width=96, height=72, seed=3)
+        whole = train_whole(data, folder / "whole")
         counts = kill_often(data, folder, whole, arguments.kills)
         print("| fault | tried | survived |\n|---|---|---|")
         print(f"| SIGKILL, {counts['while writing']} of them in the writing of a checkpoint: last.pt loads "

@@ -117,29 +117,29 @@ def imports() -> list[str]:
 
 
 class Server:
-    """The server's end in pytest: started with the first fork, ended with the process that holds it."""
+    """The server's end in pytest: started with the first fork, ended with the process that holds it.
 
-    def __init__(self) -> None:
+    modules: the names of what it imports, else `imports()`.
+    """
+
+    def __init__(self, modules: list[str] | None = None) -> None:
+        self.modules = modules
         self.process: subprocess.Popen[bytes] | None = None
         self.socket: socket.socket | None = None
-        self.environment = ENVIRONMENT
 
-    def run(self) -> None:
+    def _launch(self) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        words = [sys.executable, str(Path(__file__).resolve()), str(theirs.fileno()), *imports()]
+        modules = imports() if self.modules is None else self.modules
+        words = [sys.executable, str(Path(__file__).resolve()), str(theirs.fileno()), *modules]
         self.process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=self.environment
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=ENVIRONMENT
         )
         theirs.close()
 
-    def can_fork(self, environment: Mapping[str, str]) -> bool:
-        """Whether a fork sees the environment that a new process would."""
+    def fork(self, words: list[str], cwd: Path, environment: Mapping[str, str], new_session: bool = False) -> Fork:
+        """`python WORDS...`; words[0] is the script's full path. `environment`: as `can_fork` allows."""
         if not self.process:
-            self.run()
-        changed = self.environment.items() ^ environment.items()
-        return {name for name, _ in changed} <= AT_RUN_TIME
-
-    def fork(self, words: list[str], cwd: Path, environment: Mapping[str, str], new_session: bool) -> Fork:
+            self._launch()
         (out, out_of_script), (errors, errors_of_script), (status, status_of_server) = (os.pipe() for _ in range(3))
         request = {"words": words, "cwd": str(cwd), "environment": dict(environment), "new_session": new_session}
         handles = [out_of_script, errors_of_script, status_of_server]
@@ -165,6 +165,12 @@ class Server:
 SERVER = Server()
 
 
+def can_fork(environment: Mapping[str, str]) -> bool:
+    """Whether a fork of a server sees the environment that a new process would."""
+    changed = ENVIRONMENT.items() ^ environment.items()
+    return {name for name, _ in changed} <= AT_RUN_TIME
+
+
 def start(
     *words: object,
     cwd: Path | None = None,
@@ -183,7 +189,7 @@ def start(
         words[0] = str(ROOT / words[0])
     else:
         words, values, fresh = ["-m", *words], {**values, "PYTHONPATH": str(ROOT)}, True
-    if not fresh and sys.platform == "linux" and SERVER.can_fork(values):
+    if not fresh and sys.platform == "linux" and can_fork(values):
         return SERVER.fork(words, cwd or Path.cwd(), values, new_session)
     return subprocess.Popen(
         [sys.executable, *words], cwd=cwd, env=values, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

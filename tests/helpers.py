@@ -50,10 +50,8 @@ def existing_output_is_kept(here: Path, write: Callable[[Path], object]) -> None
 
 @functools.cache
 def published(classes: int = 40, normals: bool = False) -> nn.Module:
-    """A network of torch's own parts with the layout of the authors' checkpoints, written from FACTS alone.
-
-    It stands for the published code here: same names, and its forward pass as the paper describes it.
-    """
+    """A network of torch's own parts that stands for the authors' code: the names of their checkpoints, and the forward
+    pass that the paper describes. Nothing of their code is in it."""
 
     class Published(nn.Module):
         def __init__(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import only_error_line, start, wait_for
+from conftest import only_error_line, start_training, wait_for
 from PIL import Image
 
 from config import Config, make_config
@@ -405,7 +405,7 @@ def test_a_resumed_run_with_two_data_sets_ends_with_the_same_weights(script, two
     options = ["--data", f"{two_sets[0]},{two_sets[1]}", *TINY, "--accumulate", 2, "--batch_size", 2,
                "--task_weighting", "dwa", "--epochs", 3]  # fmt: skip
     assert script("train.py", *options, "--run", tmp_path / "whole").returncode == 0
-    process = start([*options, "--run", tmp_path / "broken"])
+    process = start_training([*options, "--run", tmp_path / "broken"])
     wait_for(tmp_path / "broken" / "log.jsonl", '"step": 8', process)
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from faults import FAULTS, finish, kill_often, options, prepare, start, steps_logged, wait_until
+from faults import FAULTS, finish, kill_often, options, start, steps_logged, train_whole, wait_until
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return prepare(tmp_path_factory.mktemp("faults"))
+def prepared(rooms_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small data set, and a run on it that meets no fault."""
+    return rooms_folder, train_whole(rooms_folder, tmp_path_factory.mktemp("faults") / "whole")
 
 
 def test_kills_at_random_moments(prepared, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, only_error_line, start, wait_for
+from conftest import ROOT, only_error_line, start_training, wait_for
 from PIL import Image
 
 import utils
@@ -144,7 +144,7 @@ def eight_epochs(tiny_settings, script, tmp_path_factory):
 def test_a_stopped_run_ends_like_one_that_was_not(eight_epochs, script, tmp_path, number, status):
     """Half the epochs, a signal, the rest: bit for bit the weights of a run without a break."""
     options, whole = eight_epochs
-    process = start([*options, "--run", tmp_path / "broken"])
+    process = start_training([*options, "--run", tmp_path / "broken"])
     wait_for(tmp_path / "broken" / "log.jsonl", '"epoch": 4.0', process)
     # From within an epoch. Only the training process gets it, as from a scheduler.
     os.kill(process.pid, number)
@@ -181,12 +181,14 @@ def test_the_network_of_carvana_is_a_configuration(tiny_settings, script, tmp_pa
 
 
 def test_resume_with_a_relative_path_goes_on_in_the_same_folder(tiny_settings, script, tmp_path):
-    process = start(["--config", tiny_settings, "--epochs", 30, "--run", tmp_path / "runs" / "x", "--log_every", 1])
+    process = start_training(
+        ["--config", tiny_settings, "--epochs", 30, "--run", tmp_path / "runs" / "x", "--log_every", 1]
+    )
     wait_for(tmp_path / "runs" / "x" / "log.jsonl", '"epoch": 1.0', process)
     os.kill(process.pid, signal.SIGTERM)
     assert "go on with" in process.communicate(timeout=60)[0]
     before = read_checkpoint(tmp_path / "runs/x/last.pt")["training"]["data_steps"]
-    process = start(["--resume", "runs/x/last.pt"], cwd=tmp_path)
+    process = start_training(["--resume", "runs/x/last.pt"], cwd=tmp_path)
     wait_for(tmp_path / "runs" / "x" / "log.jsonl", f'"epoch": {before // 3 + 2}.0', process)
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
