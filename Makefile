@@ -14,7 +14,7 @@ PHOTO ?= dataset/redkitchen/rgb/000675.jpg
 
 demo: $(VENV)/installed
 	rm -rf runs/demo
-	$(BIN)/python train.py --run runs/demo
+	$(BIN)/python train.py --run runs/demo --tasks segmentation,depth,boxes
 	$(BIN)/python evaluate.py --checkpoint runs/demo/best.pt
 	$(BIN)/python inference.py --checkpoint runs/demo/best.pt --output predictions
 	@echo "Look at predictions/sample_overview.jpg, and: $(BIN)/tensorboard --logdir runs"

@@ -7,10 +7,10 @@ Every frame shows another room; it depends on the seed and the number of the fra
 camera, develops the photograph and writes the files. The room is in furnished_room.py, its furniture in furniture.py,
 doors, windows and pictures in fixtures.py, rays in raycast.py, light in shading.py, surfaces in textures.py.
 
-`write(..., instances=True)` writes an instance mask for each frame, the column `boxes`: a 16-bit PNG of the value
-256 * (class + 1) + number, where the classes are those of the section `boxes` of dataset.yaml, counted from 0, and the
-things of a class have numbers from 1 to 255. 0: walls, floor and ceiling. A thing keeps its number in every picture of
-its room. It has all its parts (a chair its legs), but what stands or lies on it is another one (pillows on a bed).
+The column `boxes` is an instance mask: a 16-bit PNG of the value 256 * (class + 1) + number. Classes are those of the
+section `boxes` of dataset.yaml, counted from 0, and the things of a class have numbers from 1 to 255. 0: walls, floor and
+ceiling. A thing keeps its number in every picture of its room. It has all its parts (a chair its legs), but what stands
+or lies on it is another one (pillows on a bed).
 """
 
 from __future__ import annotations
@@ -55,18 +55,12 @@ class RenderedFrame:
 
 @dataclass(frozen=True)
 class RoomSet:
-    """A data set that is being written: where, its size in pixels, its seed, and whether it has instance masks."""
+    """A data set that is being written: where, its size in pixels, and its seed."""
 
     folder: Path
     width: int
     height: int
     seed: int
-    instances: bool
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns of the list files; FOLDERS has the folder of each."""
-        return tuple(column for column in FOLDERS if self.instances or column != "boxes")
 
 
 def _intrinsics(width: int, height: int) -> dict[str, float]:
@@ -163,8 +157,8 @@ def _save(data: RoomSet, index: int) -> None:
         "normals": np.round(127.5 * (frame.normals + 1)).astype(np.uint8)[..., ::-1],
         "boxes": frame.instances,
     }
-    for column in data.columns:
-        path = data.folder / FOLDERS[column] / f"{index:06d}.png"
+    for column, folder in FOLDERS.items():
+        path = data.folder / folder / f"{index:06d}.png"
         if not cv2.imwrite(str(path), pictures[column]):
             raise OSError(f"{path}: could not be written")
 
@@ -177,7 +171,7 @@ def _save_all(data: RoomSet, numbers: range, workers: int) -> Iterator[int]:
             yield index
         return
     # Not multiprocessing: its processes import the caller's script, which is torch and all when that is train.py.
-    settings = (data.width, data.height, data.seed, int(data.instances))
+    settings = (data.width, data.height, data.seed)
     command = [sys.executable, "-m", "rooms.generate", str(data.folder.resolve()), *map(str, settings)]
     root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
@@ -200,8 +194,8 @@ def _work(folder: str, *settings: str) -> None:
     """A process of `_save_all`: prints a line for each frame, its number or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends this process when the parent is gone
-    width, height, seed, instances, *bounds = map(int, settings)
-    data = RoomSet(Path(folder), width, height, seed, bool(instances))
+    width, height, seed, *bounds = map(int, settings)
+    data = RoomSet(Path(folder), width, height, seed)
     for index in range(*bounds):
         try:
             _save(data, index)
@@ -219,11 +213,9 @@ def write(
     height: int = 240,
     seed: int = 0,
     workers: int = 0,
-    instances: bool = False,
 ) -> None:
     """Writes frames 1..train and train+1..train+val with their labels; `output` appears when all are written.
 
-    instances: with instance masks, the column `boxes`; they change no other file but the lists and dataset.yaml.
     Raises FileExistsError when `output` is not empty, ValueError for a wrong number or size.
     """
     output = Path(output)
@@ -237,9 +229,9 @@ def write(
 
     numbers = range(1, train + val + 1)
     with whole_folder(output) as part:
-        data = RoomSet(part, width, height, seed, instances)
-        for column in data.columns:
-            (part / FOLDERS[column]).mkdir()
+        data = RoomSet(part, width, height, seed)
+        for name in FOLDERS.values():
+            (part / name).mkdir()
         for _ in tqdm(_save_all(data, numbers, workers), "rooms", len(numbers), disable=None):
             pass
         _describe(data, numbers, train)
@@ -248,20 +240,18 @@ def write(
 def _describe(data: RoomSet, numbers: range, train: int) -> None:
     """Writes the list files and dataset.yaml."""
     for name, chosen in (("train", numbers[:train]), ("val", numbers[train:])):
-        lines = ["\t".join(f"{FOLDERS[column]}/{n:06d}.png" for column in data.columns) for n in chosen]
+        lines = ["\t".join(f"{folder}/{n:06d}.png" for folder in FOLDERS.values()) for n in chosen]
         (data.folder / f"{name}.txt").write_text("".join(line + "\n" for line in lines))
     width, height, val = data.width, data.height, len(numbers) - train
     camera = ", ".join(f"{name}: {round(value, 6)}" for name, value in _intrinsics(width, height).items())
     text = f"""# python prepare.py rooms --train {train} --val {val} --size {width}x{height} --seed {data.seed}
 name: rooms
 splits: {{train: train.txt, val: val.txt}}
-columns: [{", ".join(data.columns)}]
+columns: [{", ".join(FOLDERS)}]
 segmentation: {{classes: nyu40, ignore: 255}}
 depth: {{metres_per_unit: {1 / UNITS_PER_METER}, max: 10.0}}   # 1/{UNITS_PER_METER} m
 camera: {{{camera}}}
-"""
-    if data.instances:
-        text += f"""boxes:   # a pixel is {INSTANCE_DIVISOR} * (class + 1) + number of the thing; 0 is no thing
+boxes:   # a pixel is {INSTANCE_DIVISOR} * (class + 1) + number of the thing; 0 is no thing
   format: instances
   divisor: {INSTANCE_DIVISOR}
   classes: [{", ".join(THINGS.values())}]

@@ -1,4 +1,4 @@
-"""Office 0 of the Replica data set, 60 frames with classes and depth: `python prepare.py replica`."""
+"""Office 0 of the Replica data set, 60 frames with classes, depth and objects: `python prepare.py replica`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ URL = "https://github.com/Aadit-Munjal/CSCI5561_Project"
 SPLITS = {"train": range(48), "val": range(48, 60)}  # ours, in order of time; the archive has 81 frames
 
 FOLDERS = ("rgb", "depth", "semantic_instance-viz")
+INSTANCES = "instances"  # folder of the written masks with the number of the object in each pixel
+STUFF = ("wall", "floor", "ceiling")  # no things: without boxes
 # Our mapping from the classes of the objects in this room to those of NYUDv2-40. Objects of other names ("undefined",
 # "other-leaf") have no label.
 NYU40 = {
@@ -53,18 +55,29 @@ def command(argv: Sequence[str]) -> int:
 def write(output: Path, source: Source) -> None:
     """Raises ValueError when a file of the splits is missing or is not what its name says."""
     pairs = find_pairs(source)
-    table = class_table(source)
+    objects = read_objects(source)
+    things = {number: name for number, name in objects.items() if name not in STUFF}
+    table = np.full(256, NO_CLASS, np.uint8)
+    for number, name in objects.items():
+        table[number] = CLASS_LISTS["nyu40"].index(name)
     converters = {"segmentation": partial(write_mask, table=table), "depth": check_depth}
 
     def write_frame(part: Path, both: tuple[Pair, Pair]) -> dict[str, str]:
-        return {name: file for pair in both for name, file in pair.write(part, converters[pair.task]).items()}
+        files = {name: file for pair in both for name, file in pair.write(part, converters[pair.task]).items()}
+        return files | {"boxes": f"{INSTANCES}/{both[0].name}.png"}
 
     description = {
         "name": "replica_office0",
         "splits": {split: f"{split}.txt" for split in SPLITS},
-        "columns": ["image", "segmentation", "depth"],
+        "columns": ["image", "segmentation", "depth", "boxes"],
         "segmentation": {"classes": "nyu40", "ignore": NO_CLASS},
         "depth": {"metres_per_unit": 0.001, "max": 10.0},
+        "boxes": {
+            "format": "instances",
+            "classes": [name for name in CLASS_LISTS["nyu40"] if name in things.values()],
+            "other_classes": "leave_out",
+            "values": things,
+        },
         "camera": {"fx": 600.0, "fy": 600.0, "cx": 599.5, "cy": 339.5, "width": 1200, "height": 680},
     }
     comment = "Office 0 of the Replica data set, by python prepare.py replica; our split, in order of time."
@@ -88,23 +101,27 @@ def find_pairs(source: Source) -> list[tuple[Pair, Pair]]:
     return pairs
 
 
-def class_table(source: Source) -> np.ndarray:
-    """(256,) uint8: from the number of an object in the room to its class, 255 = none. Raises ValueError."""
+def read_objects(source: Source) -> dict[int, str]:
+    """{number of an object in the room: its class of NYUDv2-40}, without those of no class. Raises ValueError."""
     names = source.find(r"office_0/info_semantic\.json", "office_0/info_semantic.json", f"CSCI5561_Project ({URL})")
     member: Member = next(iter(names.values()))
-    table = np.full(256, NO_CLASS, np.uint8)
     try:
-        for item in json.loads(member.read())["objects"]:
-            if item["class_name"] in NYU40:
-                table[item["id"]] = CLASS_LISTS["nyu40"].index(NYU40[item["class_name"]])
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as problem:
+        objects = {
+            int(item["id"]): NYU40[item["class_name"]]
+            for item in json.loads(member.read())["objects"]
+            if item["class_name"] in NYU40
+        }
+        if not all(0 < number < 256 for number in objects):
+            raise ValueError(f"numbers {min(objects)} to {max(objects)}")
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
         reason = " ".join(f"{type(problem).__name__}: {problem}".split())
         raise ValueError(f"{member}: not a list of objects with names and numbers below 256 ({reason})") from None
-    return table
+    return objects
 
 
 def write_mask(stored: np.ndarray, path: Path, table: np.ndarray) -> None:
-    """The picture of the objects, each in the color of its number in PASCAL VOC's palette -> classes at `path`.
+    """The picture of the objects, each in the color of its number in PASCAL VOC's palette -> classes at `path`, and the
+    numbers in the folder INSTANCES beside.
 
     Those colors are imgviz's, which the renderer of the frames drew with. A file of numbers (H, W) does as well.
     Raises ValueError for colors that are not of the palette.
@@ -122,3 +139,6 @@ def write_mask(stored: np.ndarray, path: Path, table: np.ndarray) -> None:
     if stored.min() < 0 or stored.max() > 255:
         raise ValueError(f"it has object {stored.max()}; the objects of this room have numbers below 256")
     write_png(path, table[stored])
+    numbers = path.parents[1] / INSTANCES / path.name
+    numbers.parent.mkdir(exist_ok=True)
+    write_png(numbers, stored.astype(np.uint8))

@@ -53,8 +53,9 @@ def test_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare.main(["replica", "--images", "a.zip"]) == 0
     assert "4 train frames, 2 val frames" in capsys.readouterr().out
     root = here / "dataset/replica_office0"
-    only_holds(root, "rgb", "masks", "depth", "dataset.yaml", "train.txt", "val.txt")
-    assert (root / "val.txt").read_text().splitlines()[0] == "rgb/0004.png\tmasks/0004.png\tdepth/0004.png"
+    only_holds(root, "rgb", "masks", "depth", "instances", "dataset.yaml", "train.txt", "val.txt")
+    line = "rgb/0004.png\tmasks/0004.png\tdepth/0004.png\tinstances/0004.png"
+    assert (root / "val.txt").read_text().splitlines()[0] == line
     for kind in ("rgb", "depth"):
         assert (root / kind / "0005.png").read_bytes() == content[f"{PREFIX}{kind}/0005.png"]
     folder = read_folder(root)
@@ -68,6 +69,16 @@ def test_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tasks = make_tasks(folder, Config())
     read = {name: task.read(frame.labels[name], folder.sections[name], frame.image) for name, task in tasks.items()}
     np.testing.assert_array_equal(read["segmentation"], table[objects(5)])
+    np.testing.assert_array_equal(read_label(root / "instances/0005.png"), objects(5))
+    boxes = make_tasks(folder, Config(tasks=("boxes",)))["boxes"]
+    assert boxes.classes == ("picture", "floor_mat", "other_prop"), "in the order of nyu40, without walls"
+    section, file = folder.sections["boxes"], frame.labels["boxes"]
+    label = boxes.at_size(boxes.read(file, section, frame.image), (6, 9), section, file)
+    wanted = []
+    for number, name in ((2, "picture"), (5, "floor_mat"), (28, "other_prop")):
+        ys, xs = np.nonzero(objects(5) == number)
+        wanted.append([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1, boxes.classes.index(name)])
+    np.testing.assert_array_equal(label[:, :5], wanted)
     np.testing.assert_allclose(read["depth"], read_label(root / "depth/0005.png") * 0.001, rtol=1e-6)
 
 

@@ -85,7 +85,7 @@ def test_bytes_depend_on_the_seed_alone(folder: Path, tmp_path: Path) -> None:
     generate.write(other, train=1, val=0, width=96, height=72, seed=4)
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
-    assert len(names) == 3 * 4 + 3
+    assert len(names) == 3 * 5 + 3
     for name in names:
         assert (folder / name).read_bytes() == (again / name).read_bytes(), name
     first = "rgb/000001.png"
@@ -95,13 +95,13 @@ def test_bytes_depend_on_the_seed_alone(folder: Path, tmp_path: Path) -> None:
 
 def test_files_hold_what_render_returns(folder: Path) -> None:
     assert (folder / "train.txt").read_text().splitlines()[1] == "\t".join(
-        f"{kind}/000002.png" for kind in ("rgb", "masks", "depth", "normals")
+        f"{kind}/000002.png" for kind in ("rgb", "masks", "depth", "normals", "instances")
     )
     assert (folder / "val.txt").read_text().startswith("rgb/000003.png\t")
     frame = generate.render(3, 3, 96, 72)
     image, mask, depth, normals = (
         cv2.imread(str(folder / kind / "000003.png"), cv2.IMREAD_UNCHANGED)
-        for kind in ("rgb", "masks", "depth", "normals")
+        for kind in ("rgb", "masks", "depth", "normals", "instances")
     )
     assert (image.dtype, mask.dtype, depth.dtype, normals.dtype) == (np.uint8, np.uint8, np.uint16, np.uint8)
     np.testing.assert_array_equal(image[..., ::-1], frame.image)
@@ -114,7 +114,7 @@ def test_description_is_the_one_the_loader_reads(folder: Path) -> None:
     yaml = pytest.importorskip("yaml")
     text = yaml.safe_load((folder / "dataset.yaml").read_text())
     assert text["name"] == "rooms" and text["splits"] == {"train": "train.txt", "val": "val.txt"}
-    assert text["columns"] == ["image", "segmentation", "depth", "normals"]
+    assert text["columns"] == ["image", "segmentation", "depth", "normals", "boxes"]
     assert text["segmentation"] == {"classes": "nyu40", "ignore": 255}
     assert text["depth"] == {"metres_per_unit": 0.0002, "max": 10.0}
     assert text["camera"] == pytest.approx(generate.render(3, 1, 96, 72).camera, abs=1e-5)
@@ -303,7 +303,7 @@ def test_workers_do_not_import_the_script_that_starts_them(tmp_path: Path) -> No
 
 
 def test_what_goes_wrong_in_a_worker_is_raised(tmp_path: Path) -> None:
-    absent = generate.RoomSet(tmp_path / "absent", 32, 24, 0, instances=False)
+    absent = generate.RoomSet(tmp_path / "absent", 32, 24, 0)
     with pytest.raises(OSError, match="could not be written"):
         list(generate._save_all(absent, range(1, 3), workers=2))
 
