@@ -8,9 +8,9 @@ camera, develops the photograph and writes the files. The room is in furnished_r
 doors, windows and pictures in fixtures.py, rays in raycast.py, light in shading.py, surfaces in textures.py.
 
 The column `boxes` is an instance mask: a 16-bit PNG of the value 256 * (class + 1) + number. Classes are those of the
-section `boxes` of dataset.yaml, counted from 0, and the things of a class have numbers from 1 to 255. 0: walls, floor and
-ceiling. A thing keeps its number in every picture of its room. It has all its parts (a chair its legs), but what stands
-or lies on it is another one (pillows on a bed).
+section `boxes` of dataset.yaml, counted from 0; the things of a class have numbers from 1 to 255. Walls, floor and
+ceiling are 0. A thing keeps its number in every picture of its room. It has all its parts (a chair its legs), but what
+stands or lies on it is another one (pillows on a bed).
 """
 
 from __future__ import annotations

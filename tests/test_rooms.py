@@ -99,13 +99,14 @@ def test_files_hold_what_render_returns(folder: Path) -> None:
     )
     assert (folder / "val.txt").read_text().startswith("rgb/000003.png\t")
     frame = generate.render(3, 3, 96, 72)
-    image, mask, depth, normals = (
+    image, mask, depth, normals, things = (
         cv2.imread(str(folder / kind / "000003.png"), cv2.IMREAD_UNCHANGED)
         for kind in ("rgb", "masks", "depth", "normals", "instances")
     )
     assert (image.dtype, mask.dtype, depth.dtype, normals.dtype) == (np.uint8, np.uint8, np.uint16, np.uint8)
     np.testing.assert_array_equal(image[..., ::-1], frame.image)
     np.testing.assert_array_equal(mask, frame.segmentation)
+    np.testing.assert_array_equal(things, frame.instances)
     np.testing.assert_allclose(depth * 0.0002, frame.depth, atol=0.00011)
     np.testing.assert_allclose(normals[..., ::-1] / 127.5 - 1, frame.normals, atol=0.5 / 127.5 + 1e-6)
 
