@@ -1,6 +1,6 @@
 """Web page for single pictures: upload one, see its classes and depth, turn its points in 3D, download the values.
 
-    python app.py                                              # the networks of all runs, at http://127.0.0.1:7860
+    python app.py       # the networks of all runs, or the weights in model/, at http://127.0.0.1:7860
     python app.py --checkpoint a/best.pt b.xml --port 8000    # these; .onnx and .xml files as well
 
 Serves this machine only, unless --host says otherwise. Pictures come from uploads alone, pages of other sites may not
@@ -32,7 +32,7 @@ from deploy.backends import BACKENDS
 from deploy.predictor import Predictor, save_predictions
 from geometry import camera_with, stride_for
 from images import SAMPLE, count_pixels, read_image
-from networks.checkpoints import newest_checkpoint
+from networks.checkpoints import RUNS, SHIPPED, pick_checkpoint
 from scene3d.fusion import cloud
 from tasks import task_giving
 from user_input.flags import Parser, number, positive_int
@@ -280,9 +280,8 @@ def find_checkpoints(given: Sequence[str]) -> dict[str, Path]:
     """{name on the page: file}. Raises FileNotFoundError or ValueError."""
     files = [Path(item) for item in given]
     if not files:
-        newest = newest_checkpoint()
-        others = sorted(newest.parents[1].glob("*/best.pt"))
-        files = [newest, *(path for path in others if path != newest)]
+        first = pick_checkpoint(None)
+        files = [first, *(path for path in sorted(RUNS.glob("*/best.pt")) if path != first)]
     for path in files:
         if not path.is_file():
             raise FileNotFoundError(f"--checkpoint: {path}: no such file")
@@ -306,7 +305,9 @@ def end_at_signals(folder: Path) -> None:
 
 def main() -> None:
     parser = Parser(description="Web page for single pictures: segmentation, depth and a point cloud.")
-    parser.add_argument("--checkpoint", nargs="+", default=[], metavar="FILE", help="default: best.pt of all runs")
+    parser.add_argument(
+        "--checkpoint", nargs="+", default=[], metavar="FILE", help=f"default: those of all runs, or {SHIPPED}"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: this one only")
     parser.add_argument("--port", type=number(int, least=1, most=65535), default=7860)
     parser.add_argument(

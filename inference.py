@@ -1,6 +1,6 @@
 """Predicts on images and videos.
 
-    python inference.py                                   # the newest run on the picture in media/
+    python inference.py                                   # the newest run, or the weights in model/, on a picture
     python inference.py --checkpoint C --input photo.jpg --output predictions
     python inference.py --checkpoint C --input folder/ more/*.jpg "set/**/*.png"    # folders with their sub-folders
     python inference.py --checkpoint C --input clip.mp4   # or camera:0, or rtsp://...: a video
@@ -33,7 +33,7 @@ from deploy.predictor import Predictor
 from deploy.video import VIEWS, is_video, predict_video, video_name
 from images import SAMPLE
 from model import mixed_domains
-from networks.checkpoints import check_sha256, newest_checkpoint
+from networks.checkpoints import DEFAULT_CHECKPOINT, check_sha256, pick_checkpoint
 from user_input.flags import Parser, number, refuse
 from utils import printable, run, setup_cpu
 
@@ -48,8 +48,8 @@ IMAGE_OPTIONS = ("resume", "batch_size")
 def make_parser() -> Parser:
     parser = Parser(description="Predicts on images and videos.")
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help="of train.py, a file of export.py, or the paper's .ckpt; default: the "
-        "newest run",
+        "--checkpoint", metavar="FILE",
+        help=f"of train.py, a file of export.py, or the paper's .ckpt; {DEFAULT_CHECKPOINT}",
     )  # fmt: skip
     parser.add_argument(
         "--input", nargs="+", default=[str(SAMPLE)], metavar="INPUT",
@@ -118,7 +118,7 @@ def main() -> int:
     else:
         refuse(parser, arguments, VIDEO_OPTIONS, "is for videos; --input has images")
     images, root = ([], output) if videos else find_inputs(inputs, output)
-    path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
+    path = pick_checkpoint(arguments.checkpoint)
     check_sha256(path, arguments.sha256)
     few = not videos and len(images) < SETUP_PAYS_FROM
     predictor = Predictor(

@@ -26,7 +26,7 @@ from deploy.predictor import Predictor
 from drawing import side_by_side
 from geometry import camera_with
 from images import SAMPLE, count_pixels, read_image, write_png
-from networks.checkpoints import newest_checkpoint
+from networks.checkpoints import DEFAULT_CHECKPOINT, pick_checkpoint
 from scene3d.comparison import surface_metrics
 from scene3d.floor_plan import draw_plan, find_up
 from scene3d.fusion import Fusion, Surface, cloud, fuse, views_of
@@ -147,7 +147,7 @@ def reconstruct_folder(arguments: argparse.Namespace, predictor: Predictor | Non
 def make_parser() -> Parser:
     parser = Parser(description="From images to point clouds and surfaces in metres.")
     parser.add_argument("--input", type=Path, default=SAMPLE, metavar="IMAGE|FOLDER", help=f"default: {SAMPLE}")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the newest run's best.pt")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help=DEFAULT_CHECKPOINT)
     parser.add_argument("--output", type=Path, default=Path("reconstruction.ply"), metavar="PLY")
     parser.add_argument(
         "--domain", default="", metavar="NAME", help="classes and range of this data set of the training"
@@ -186,7 +186,7 @@ def main() -> None:
         refuse(parser, arguments, ("fov", "camera"), f"is for one image; {source} is none")
     predictor = None
     if arguments.depth == "predicted" or arguments.compare:
-        path = arguments.checkpoint or newest_checkpoint()
+        path = pick_checkpoint(arguments.checkpoint)
         # One image does not repay the seconds that a faster back end takes to start.
         eager = one and arguments.backend == "auto" and path.suffix.lower() not in FILES
         setup_cpu()
