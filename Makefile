@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+SHIPPED = model/nyudv2_lite0.safetensors
 ROOMS ?= runs/demo/best.pt
 JOINT ?= runs/joint/best.pt
 INDOOR ?= runs/indoor/best.pt
@@ -16,7 +17,7 @@ demo: $(VENV)/installed
 	rm -rf runs/demo
 	$(BIN)/python train.py --run runs/demo
 	$(BIN)/python evaluate.py --checkpoint runs/demo/best.pt
-	$(BIN)/python inference.py --checkpoint runs/demo/best.pt --output predictions
+	$(BIN)/python inference.py --checkpoint runs/demo/best.pt --input media/sample.jpg --output predictions
 	@echo "Look at predictions/sample_overview.jpg, and: $(BIN)/tensorboard --logdir runs"
 
 # loadfile: what the tests of a file share is made once. OMP_NUM_THREADS: two processes share the cores.
@@ -37,7 +38,9 @@ quick: $(VENV)/installed-quick
 
 # JOINT, INDOOR: trained with configs/camvid_redkitchen.yaml, configs/replica_redkitchen.yaml. The notebook trains, too.
 media: $(VENV)/installed-dev
-	$(BIN)/python inference.py --checkpoint $(ROOMS) --output predictions
+	$(BIN)/python inference.py --checkpoint $(SHIPPED) --output predictions
+	cp predictions/photo_overview.jpg media/photo_overview.jpg
+	$(BIN)/python inference.py --checkpoint $(ROOMS) --input media/sample.jpg --output predictions
 	cp predictions/sample_overview.jpg media/demo.jpg
 	$(BIN)/python -m tools.readme_pictures results --checkpoint $(JOINT) --data dataset/camvid dataset/redkitchen --frames 1
 	$(BIN)/python -m tools.readme_pictures results --checkpoint $(INDOOR) --data dataset/replica_office0 --name office

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from utils import whole_file
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
-SAMPLE = Path("media/sample.jpg")
+SAMPLE = Path("media/photo.jpg")  # media/README.md says whose it is
 # Pillow's own decoders, which work inside this process. Without a list it goes by the content: it would run Ghostscript
 # on PostScript that is called photo.jpg. (JPEG includes the several pictures of a phone's MPO file.)
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
