@@ -1,4 +1,4 @@
-# make demo   trains, evaluates and shows the network on generated rooms: no GPU, no data set
+# make demo   the weights in the repository on a photograph, then a training on generated rooms: no GPU, no data set
 # make test   lint and tests, the same that CI runs; make coverage tells also which lines they run
 # make media  the pictures of the README, from the networks named below
 # make fuzz   coverage-guided fuzzing of the readers, minutes
@@ -14,6 +14,8 @@ PHOTO ?= dataset/redkitchen/rgb/000675.jpg
 .PHONY: demo test coverage quick media fuzz audit clean
 
 demo: $(VENV)/installed
+	$(BIN)/python inference.py --checkpoint $(SHIPPED) --output predictions
+	@echo "Look at predictions/photo_overview.jpg. Now a training of some minutes:"
 	rm -rf runs/demo
 	$(BIN)/python train.py --run runs/demo
 	$(BIN)/python evaluate.py --checkpoint runs/demo/best.pt
