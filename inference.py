@@ -28,6 +28,7 @@ import torch
 
 import distributed
 from deploy.backends import BACKENDS
+from deploy.field_of_view import FOV_HELP, fov_degrees
 from deploy.image_folder import Job, expand_patterns, find_inputs, make_jobs, predict_files, refuse_files_of_others
 from deploy.predictor import Predictor
 from deploy.video import VIEWS, is_video, predict_video, video_name
@@ -59,6 +60,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--domain", default="", metavar="NAME", help="classes and range of this data set of the training; default: all"
     )
+    parser.add_argument("--fov", type=fov_degrees, metavar="DEGREES", help=FOV_HELP)
     parser.add_argument("--sha256", default="", metavar="HEX", help="refuse a checkpoint with another check sum")
     parser.add_argument("--mirror", action="store_true", help="average with the mirrored picture")
     parser.add_argument(
@@ -122,8 +124,9 @@ def main() -> int:
     check_sha256(path, arguments.sha256)
     few = not videos and len(images) < SETUP_PAYS_FROM
     predictor = Predictor(
-        path, arguments.backend, arguments.device, arguments.precision, arguments.domain, arguments.mirror, few
-    )
+        path, arguments.backend, arguments.device, arguments.precision, arguments.domain, arguments.mirror, few,
+        arguments.fov,
+    )  # fmt: skip
     if distributed.is_main() and (warning := mixed_domains(predictor.backend, arguments.domain)):
         print(f"warning: {warning}", file=sys.stderr)
     backend = predictor.backend

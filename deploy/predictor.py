@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deploy.backends import Backend, open_backend
+from deploy.field_of_view import FieldOfView
 from drawing import Panel, side_by_side
 from geometry import resize_image, stride_for
 from images import write_jpeg
@@ -33,8 +34,8 @@ class Predictor:
     source: a checkpoint, a file of export.py, a network, or an open back end. backend: auto, or a name in
     backends.BACKENDS. device: auto, cpu, cuda, cuda:N. domain: a data set of the training whose classes and range are
     wanted, "" for all. mirror: average with the mirrored picture. few: for a few pictures, for which a back end that
-    takes seconds to set up does not pay.
-    Raises ValueError or FileNotFoundError in one line.
+    takes seconds to set up does not pay. fov: horizontal field of view of all pictures in degrees; None = as `focal`
+    says in each call, 0 = not known (deploy/field_of_view.py). Raises ValueError or FileNotFoundError in one line.
     """
 
     def __init__(
@@ -46,16 +47,19 @@ class Predictor:
         domain: str = "",
         mirror: bool = False,
         few: bool = False,
+        fov: float | None = None,
     ) -> None:
         source = Path(source) if isinstance(source, str) else source
         self.backend = open_backend(source, backend, device, precision, few)
         self.tasks = tasks_of(self.backend, domain, source)
+        self.field_of_view = FieldOfView(self.backend, domain, fov)
         self.mirror = mirror
         if mirror:
             self.backend.require_raw("--mirror")
 
-    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        return self.batch([image])[0]
+    def __call__(self, image: np.ndarray, focal: float | None = None) -> dict[str, np.ndarray]:
+        """focal: of the picture, in units of its longer side (images.read_photo); None = not known."""
+        return self.batch([image], focals=[focal])[0]
 
     def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
         """Images of one size -> (B, 3, h, w) uint8 at the size at which the network wants them."""
@@ -68,16 +72,19 @@ class Predictor:
         return pixels.pin_memory() if self.backend.device.type == "cuda" else pixels
 
     @torch.inference_mode()
-    def batch(self, images: Sequence[np.ndarray], change: Change | None = None) -> list[dict[str, np.ndarray]]:
-        """Images of one size -> their predictions. `change` works on the network's raw outputs, (pixels, outputs) ->
-        outputs, before they become predictions (video.Smoother)."""
+    def batch(
+        self, images: Sequence[np.ndarray], change: Change | None = None, focals: Sequence[float | None] = ()
+    ) -> list[dict[str, np.ndarray]]:
+        """Images of one size, and their focal lengths where known -> their predictions. `change` works on the network's
+        raw outputs, (pixels, outputs) -> outputs, before they become predictions (video.Smoother)."""
         sizes = dict.fromkeys(self.tasks, images[0].shape[:2])
         pixels = self.pixels(images)
         if change is None:
             found = predict_batch(self.backend, pixels, sizes, mirror=self.mirror, tasks=self.tasks)
         else:
             found = self.backend.finish(change(pixels, self.backend(pixels)), pixels.shape[-2:], sizes, self.tasks)
-        return self._arrays(found)
+        pairs = zip(self._arrays(found), focals or [None] * len(images), strict=True)
+        return [self._for_camera(arrays, focal, images[0].shape[:2]) for arrays, focal in pairs]
 
     @torch.inference_mode()
     def with_probabilities(self, image: np.ndarray, task: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
@@ -101,6 +108,12 @@ class Predictor:
         own = self.tasks[task]
         scores = own.scores(own.select(raw[task].float()), raw[task].shape[-2:])
         return self._arrays(found)[0], scores[0].cpu().numpy()
+
+    def _for_camera(
+        self, found: dict[str, np.ndarray], focal: float | None, size: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        zoom = self.field_of_view.zoom(focal, *size)
+        return found if zoom == 1 else {name: self.tasks[name].for_camera(item, zoom) for name, item in found.items()}
 
     def _arrays(self, found: Mapping[str, Tensor]) -> list[dict[str, np.ndarray]]:
         arrays = [self.tasks[name].arrays(value) for name, value in found.items()]

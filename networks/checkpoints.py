@@ -104,7 +104,7 @@ def read_checkpoint(path: Path) -> dict[str, object]:
     missing = {"config", "tasks", "network", "metrics", "step"} - content.keys()
     if missing:
         raise ValueError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
-    for name in ("config", "tasks", "domains"):
+    for name in ("config", "tasks", "domains", "cameras"):
         check_plain(content.get(name, {}), f"{path}: {name}")
     return content
 
