@@ -1,10 +1,11 @@
-# make demo   trains, evaluates and shows the network on generated rooms: no GPU, no data set
+# make demo   the weights in the repository on a photograph, then a training on generated rooms: no GPU, no data set
 # make test   lint and tests, the same that CI runs; make coverage tells also which lines they run
 # make media  the pictures of the README, from the networks named below
 # make fuzz   coverage-guided fuzzing of the readers, minutes
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+SHIPPED = model/nyudv2_lite0.safetensors
 ROOMS ?= runs/demo/best.pt
 JOINT ?= runs/joint/best.pt
 INDOOR ?= runs/indoor/best.pt
@@ -13,10 +14,12 @@ PHOTO ?= dataset/redkitchen/rgb/000675.jpg
 .PHONY: demo test coverage quick media fuzz audit clean
 
 demo: $(VENV)/installed
+	$(BIN)/python inference.py --checkpoint $(SHIPPED) --output predictions
+	@echo "Look at predictions/photo_overview.jpg. Now a training of some minutes:"
 	rm -rf runs/demo
 	$(BIN)/python train.py --run runs/demo --tasks segmentation,depth,boxes
 	$(BIN)/python evaluate.py --checkpoint runs/demo/best.pt
-	$(BIN)/python inference.py --checkpoint runs/demo/best.pt --output predictions
+	$(BIN)/python inference.py --checkpoint runs/demo/best.pt --input media/sample.jpg --output predictions
 	@echo "Look at predictions/sample_overview.jpg, and: $(BIN)/tensorboard --logdir runs"
 
 # OMP_NUM_THREADS: two processes share the cores. PYTHONDONTWRITEBYTECODE: the installation above compiles nothing, and
@@ -40,7 +43,9 @@ quick: $(VENV)/installed-quick
 
 # JOINT, INDOOR: trained with configs/camvid_redkitchen.yaml, configs/replica_redkitchen.yaml. The notebook trains, too.
 media: $(VENV)/installed-dev
-	$(BIN)/python inference.py --checkpoint $(ROOMS) --output predictions
+	$(BIN)/python inference.py --checkpoint $(SHIPPED) --output predictions
+	cp predictions/photo_overview.jpg media/photo_overview.jpg
+	$(BIN)/python inference.py --checkpoint $(ROOMS) --input media/sample.jpg --output predictions
 	cp predictions/sample_overview.jpg media/demo.jpg
 	$(BIN)/python -m tools.readme_pictures results --checkpoint $(JOINT) --data dataset/camvid dataset/redkitchen --frames 1
 	$(BIN)/python -m tools.readme_pictures results --checkpoint $(INDOOR) --data dataset/replica_office0 --name office

@@ -1,6 +1,6 @@
 """Web page for single pictures: upload one, see its classes and depth, turn its points in 3D, download the values.
 
-    python app.py                                              # the networks of all runs, at http://127.0.0.1:7860
+    python app.py       # the networks of all runs, or the weights in model/, at http://127.0.0.1:7860
     python app.py --checkpoint a/best.pt b.xml --port 8000    # these; .onnx and .xml files as well
 
 Serves this machine only, unless --host says otherwise. Pictures come from uploads alone, pages of other sites may not
@@ -30,8 +30,8 @@ import numpy as np
 from deploy.backends import BACKENDS
 from deploy.predictor import Predictor, save_predictions
 from geometry import camera_with, stride_for
-from images import SAMPLE, count_pixels, read_image
-from networks.checkpoints import newest_checkpoint
+from images import SAMPLE, count_pixels, read_photo
+from networks.checkpoints import RUNS, SHIPPED, pick_checkpoint
 from scene3d.fusion import cloud
 from tasks import task_giving
 from user_input.flags import Parser, number, positive_int
@@ -67,15 +67,14 @@ class Viewer:
         self.networks: OrderedDict[str, Predictor] = OrderedDict()
         self.answers: deque[Path] = deque()
 
-    def network(self, name: str, domain: str = ALL) -> Predictor:
+    def network(self, name: str) -> Predictor:
         """Raises ValueError or FileNotFoundError."""
         if name not in self.networks:
             while len(self.networks) >= NETWORKS_KEPT:  # before the next one is loaded
                 self.networks.popitem(last=False)
             self.networks[name] = Predictor(self.checkpoints[name], self.backend, self.device)
         self.networks.move_to_end(name)
-        whole = self.networks[name]
-        return whole if domain == ALL else Predictor(whole.backend, domain=domain, device=self.device)
+        return self.networks[name]
 
     def new_folder(self) -> Path:
         self.answers.append(Path(tempfile.mkdtemp(prefix=ANSWER, dir=self.folder)))
@@ -83,30 +82,31 @@ class Viewer:
             shutil.rmtree(self.answers.popleft(), ignore_errors=True)
         return self.answers[-1]
 
-    def read(self, upload: Path) -> np.ndarray:
-        """The picture (H, W, 3). Raises ValueError that names the file as it was uploaded, without its folder."""
+    def read(self, upload: Path) -> tuple[np.ndarray, float | None]:
+        """See images.read_photo. Raises ValueError that names the file as it was uploaded, without its folder."""
         pixels = count_pixels(upload)
         if pixels > self.max_pixels:
             raise ValueError(f"{upload.name}: {pixels:,} pixels; at most {self.max_pixels:,} are taken here")
         try:
-            return read_image(upload)
+            return read_photo(upload)
         except (ValueError, FileNotFoundError) as problem:
             raise ValueError(str(problem).replace(str(upload), upload.name)) from None
 
     def __call__(self, upload: str, name: str, domain: str, over: str, fov: float) -> tuple[Any, ...]:
         """Predicts. name: of the network; domain: a data set of its training, or ALL; over: the task to draw over the
-        picture; fov: horizontal, in degrees.
+        picture; fov: horizontal, in degrees, 0 = as its EXIF data say, and without them 60 for the points alone.
 
         Returns the values of the page's parts: (picture, overlay), depth chart, rows of classes, 3D chart, files, and
         a line of text; None or [] where the network has no such task. Raises ValueError or FileNotFoundError.
         """
-        image = self.read(Path(upload))
-        predictor = self.network(name, domain)
+        image, known = self.read(Path(upload))
+        backend = self.network(name).backend
+        predictor = Predictor(backend, domain="" if domain == ALL else domain, fov=fov or None)
         began = time.perf_counter()
-        found = predictor(image)
+        found = predictor(image, known)
         took_ms = 1000 * (time.perf_counter() - began)
         height, width = image.shape[:2]
-        tasks = predictor.tasks
+        tasks, view = predictor.tasks, predictor.field_of_view
         by_class, by_metres = task_giving("classes", tasks), task_giving("metres", tasks)
         ids, depth = found.get(by_class), found.get(by_metres)
         classes, colors = (tasks[by_class].classes, tasks[by_class].colors) if by_class else ((), ())
@@ -119,7 +119,7 @@ class Viewer:
             step = stride_for(height, width, FILE_POINTS)
             few, few_depth = image[::step, ::step], depth[::step, ::step]
             few_ids = None if ids is None else ids[::step, ::step]
-            camera = camera_with(fov, few.shape[1], few.shape[0])
+            camera = camera_with(view.degrees(known, height, width), few.shape[1], few.shape[0])
             points = cloud(few, few_depth, few_ids, camera, MAX_DEPTH_M)
             points.write(stem.with_name(f"{stem.name}.ply"))
             turn = cloud_plot(points, classes, colors)
@@ -128,9 +128,10 @@ class Viewer:
         shown = image[::step, ::step]
         over_image = tasks[over].overlay(found[over], shown, (height, width), 0.65) if over in tasks else shown
         line = f"{name}: {width} x {height} pixels, {took_ms:.0f} ms in {predictor.backend.name}; {', '.join(tasks)}"
+        about = view.line(known, height, width)
         rows = shares(tasks[by_class], ids, depth) if by_class else []
         files = sorted(str(path) for path in stem.parent.iterdir())
-        return (shown, over_image), metres, rows, turn, files, line
+        return (shown, over_image), metres, rows, turn, files, f"{line}; {about}" if about else line
 
 
 def uploads_only(move: Move) -> Move:
@@ -216,7 +217,8 @@ def make_page(viewer: Viewer) -> gradio.Blocks:
                 name = gradio.Dropdown(names, value=names[0], label="Network", elem_id="network")
                 domain = gradio.Dropdown([ALL], value=ALL, label="Classes of", visible=False)
                 over = gradio.Radio([], label="Over the picture", elem_id="over")
-                fov = gradio.Slider(20, 120, 60, step=1, label="Horizontal field of view, degrees (for 3D)")
+                label = "Horizontal field of view, degrees (0: by EXIF data)"
+                fov = gradio.Slider(0, 120, 0, step=1, label=label, elem_id="fov")
                 line = gradio.HTML(elem_id="line")
                 files = gradio.File(label="Values and pictures", elem_id="files", interactive=False)
             with gradio.Column(scale=3):
@@ -278,9 +280,8 @@ def find_checkpoints(given: Sequence[str]) -> dict[str, Path]:
     """{name on the page: file}. Raises FileNotFoundError or ValueError."""
     files = [Path(item) for item in given]
     if not files:
-        newest = newest_checkpoint()
-        others = sorted(newest.parents[1].glob("*/best.pt"))
-        files = [newest, *(path for path in others if path != newest)]
+        first = pick_checkpoint(None)
+        files = [first, *(path for path in sorted(RUNS.glob("*/best.pt")) if path != first)]
     for path in files:
         if not path.is_file():
             raise FileNotFoundError(f"--checkpoint: {path}: no such file")
@@ -304,7 +305,9 @@ def end_at_signals(folder: Path) -> None:
 
 def main() -> None:
     parser = Parser(description="Web page for single pictures: segmentation, depth and a point cloud.")
-    parser.add_argument("--checkpoint", nargs="+", default=[], metavar="FILE", help="default: best.pt of all runs")
+    parser.add_argument(
+        "--checkpoint", nargs="+", default=[], metavar="FILE", help=f"default: those of all runs, or {SHIPPED}"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: this one only")
     parser.add_argument("--port", type=number(int, least=1, most=65535), default=7860)
     parser.add_argument(

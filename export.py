@@ -40,7 +40,7 @@ from geometry import resize_image
 from images import SAMPLE, find_images, read_image
 from metrics import Protocol
 from model import LEAST_SIDE, Network, load_network, mixed_domains, tasks_of
-from networks.checkpoints import file_sha256, newest_checkpoint
+from networks.checkpoints import DEFAULT_CHECKPOINT, file_sha256, pick_checkpoint
 from tasks import Task
 from training.evaluation import Settings, evaluate_folder, pick_tasks
 from user_input.flags import Parser, fraction, number, positive_int, refuse, width_and_height
@@ -117,7 +117,7 @@ def compare_metrics(network: Network, backend: Backend, root: str, path: Path) -
 
 def make_parser() -> Parser:
     parser = Parser(description="Writes a checkpoint as a file for other programs, and checks the file.")
-    parser.add_argument("--checkpoint", metavar="FILE", help="default: the newest run's best.pt")
+    parser.add_argument("--checkpoint", metavar="FILE", help=DEFAULT_CHECKPOINT)
     parser.add_argument("--format", default="onnx", choices=tuple(FORMATS))
     parser.add_argument("--output", metavar="FILE", help="default: beside the checkpoint")
     parser.add_argument(
@@ -159,9 +159,8 @@ def check_options(parser: Parser, arguments: argparse.Namespace) -> None:
 
 
 def output_path(arguments: argparse.Namespace, checkpoint: Path, suffix: str) -> Path:
-    if not arguments.output:
-        return checkpoint.with_name(f"{checkpoint.stem}{'-int8' if arguments.int8 else ''}{suffix}")
-    output = Path(arguments.output)
+    beside = checkpoint.with_name(f"{checkpoint.stem}{'-int8' if arguments.int8 else ''}{suffix}")
+    output = Path(arguments.output or beside)
     if output.suffix != suffix:
         raise ValueError(f"--output: {output} should end in {suffix}")
     if output.is_dir():
@@ -176,7 +175,7 @@ def main() -> None:
     arguments = parser.parse_args()
     setup_cpu()
     check_options(parser, arguments)
-    path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
+    path = pick_checkpoint(arguments.checkpoint)
     suffix, write = FORMATS[arguments.format]
     output = output_path(arguments, path, suffix)
     network = load_network(path)

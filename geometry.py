@@ -251,6 +251,16 @@ def camera_with(fov: float, width: int, height: int) -> dict[str, float]:
     return {"fx": focal_px, "fy": focal_px, "cx": (width - 1) / 2, "cy": (height - 1) / 2}
 
 
+def focal_with(fov: float, height: int, width: int) -> float:
+    """Focal length, in units of the longer side, of a picture with a horizontal field of view in degrees."""
+    return camera_with(fov, width, height)["fx"] / max(height, width)
+
+
+def fov_with(focal: float, height: int, width: int) -> float:
+    """The inverse of `focal_with`."""
+    return math.degrees(2 * math.atan(width / 2 / (focal * max(height, width))))
+
+
 def normals_from_depth(depth: np.ndarray, camera: Mapping[str, float], residual: float = 0.01) -> np.ndarray:
     """depth (H, W) metres, 0 = none; camera fx, fy, cx, cy in pixels -> (H, W, 3) float32 unit normals, 0 = none.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import struct
 import warnings
 import zlib
@@ -12,12 +13,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from utils import whole_file
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
-SAMPLE = Path("media/sample.jpg")
+SAMPLE = Path("media/photo.jpg")  # media/README.md says whose it is
 # Pillow's own decoders, which work inside this process. Without a list it goes by the content: it would run Ghostscript
 # on PostScript that is called photo.jpg. (JPEG includes the several pictures of a phone's MPO file.)
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
@@ -25,6 +26,8 @@ MAX_PIXELS = 2**26  # 67 million: a larger picture is an attack or a mistake for
 MAX_SIDE = 2**16  # pixels: Pillow and the encoders of our outputs fail beyond it
 JPEG_SIDE = 65_500  # what the format allows
 ROWS = 256  # that are converted at once
+FILM_DIAGONAL_MM = math.hypot(36, 24)
+FILM_FOCAL_MM = (4, 4000)  # from the widest to the longest lenses that there are
 
 
 def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) -> None:
@@ -166,11 +169,35 @@ def row_parts(array: np.ndarray) -> list[np.ndarray]:
     return np.array_split(array, max(1, -(-array.size // 2**20)))
 
 
+def read_photo(path: str | Path) -> tuple[np.ndarray, float | None]:
+    """An image file -> (H, W, 3) uint8 RGB, see `open_image` and `to_rgb`, and its focal length in units of its longer
+    side, see `exif_focal`."""
+    picture = open_image(path)
+    focal = exif_focal(picture)
+    with reading(Path(path)):
+        return to_rgb(picture), focal
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """An image file -> (H, W, 3) uint8 RGB, see `open_image` and `to_rgb`."""
-    picture = open_image(path)
-    with reading(Path(path)):
-        return to_rgb(picture)
+    return read_photo(path)[0]
+
+
+def exif_focal(picture: Image.Image) -> float | None:
+    """The focal length by EXIF's FocalLengthIn35mmFilm in units of the picture's longer side; None = it does not say.
+
+    The field of view over the diagonal is that of 35 mm film with this focal length (CIPA DCG-001): of pictures of
+    other shapes, the widths differ. A picture that was cropped afterwards still says what it said before.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            focal_mm = float(picture.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm])
+    except Exception:  # none; or damaged, on which Pillow's parser raises whatever it stumbles over
+        return None
+    if not FILM_FOCAL_MM[0] <= focal_mm <= FILM_FOCAL_MM[1]:  # 0 says "not known"
+        return None
+    return focal_mm / FILM_DIAGONAL_MM * math.hypot(*picture.size) / max(picture.size)
 
 
 def read_label(path: Path) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Predicts on images and videos.
 
-    python inference.py                                   # the newest run on the picture in media/
+    python inference.py                                   # the newest run, or the weights in model/, on a picture
     python inference.py --checkpoint C --input photo.jpg --output predictions
     python inference.py --checkpoint C --input folder/ more/*.jpg "set/**/*.png"    # folders with their sub-folders
     python inference.py --checkpoint C --input clip.mp4   # or camera:0, or rtsp://...: a video
@@ -28,12 +28,13 @@ import torch
 
 import distributed
 from deploy.backends import BACKENDS
+from deploy.field_of_view import FOV_HELP, fov_degrees
 from deploy.image_folder import Job, expand_patterns, find_inputs, make_jobs, predict_files, refuse_files_of_others
 from deploy.predictor import Predictor
 from deploy.video import VIEWS, is_video, predict_video, video_name
 from images import SAMPLE
 from model import mixed_domains
-from networks.checkpoints import check_sha256, newest_checkpoint
+from networks.checkpoints import DEFAULT_CHECKPOINT, check_sha256, pick_checkpoint
 from user_input.flags import Parser, fraction, number, refuse
 from utils import printable, run, setup_cpu
 
@@ -48,8 +49,8 @@ IMAGE_OPTIONS = ("resume", "batch_size")
 def make_parser() -> Parser:
     parser = Parser(description="Predicts on images and videos.")
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help="of train.py, a file of export.py, or the paper's .ckpt; default: the "
-        "newest run",
+        "--checkpoint", metavar="FILE",
+        help=f"of train.py, a file of export.py, or the paper's .ckpt; {DEFAULT_CHECKPOINT}",
     )  # fmt: skip
     parser.add_argument(
         "--input", nargs="+", default=[str(SAMPLE)], metavar="INPUT",
@@ -59,6 +60,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--domain", default="", metavar="NAME", help="classes and range of this data set of the training; default: all"
     )
+    parser.add_argument("--fov", type=fov_degrees, metavar="DEGREES", help=FOV_HELP)
     parser.add_argument("--sha256", default="", metavar="HEX", help="refuse a checkpoint with another check sum")
     parser.add_argument("--mirror", action="store_true", help="average with the mirrored picture")
     parser.add_argument(
@@ -125,12 +127,12 @@ def main() -> int:
     else:
         refuse(parser, arguments, VIDEO_OPTIONS, "is for videos; --input has images")
     images, root = ([], output) if videos else find_inputs(inputs, output)
-    path = Path(arguments.checkpoint) if arguments.checkpoint else newest_checkpoint()
+    path = pick_checkpoint(arguments.checkpoint)
     check_sha256(path, arguments.sha256)
     few = not videos and len(images) < SETUP_PAYS_FROM
     predictor = Predictor(
         path, arguments.backend, arguments.device, arguments.precision, arguments.domain, arguments.mirror, few,
-        arguments.score, arguments.overlap,
+        arguments.score, arguments.overlap, arguments.fov,
     )  # fmt: skip
     if distributed.is_main() and (warning := mixed_domains(predictor.backend, arguments.domain)):
         print(f"warning: {warning}", file=sys.stderr)

@@ -28,6 +28,7 @@ from networks.decoders import DECODERS, build_decoder
 from networks.encoders import ShapesOnly, build_encoder, read_weights
 from networks.paper_checkpoints import read_published
 from tasks import CLASS_LISTS, Task, check_parts, completed, tasks_from_plain
+from tasks.fields import shown
 from user_input.text_files import read_json
 from user_input.values import near
 
@@ -51,6 +52,7 @@ class Network(nn.Module):
         super().__init__()
         self.tasks, self.config = dict(tasks), config
         self.domains = {name: dict(own) for name, own in (domains or {}).items()}
+        self.cameras: dict[str, dict[str, float]] = {}  # of the training, see `cameras_from_plain`
         self.encoder = encoder
         self.decoder = build_decoder(config, encoder.channels, encoder.strides)
         # {task: indices of the decoder's maps that its head reads}
@@ -137,6 +139,31 @@ def mixed_domains(network: Network, domain: str) -> str:
     )
 
 
+def camera_of(network: Network, domain: str) -> dict[str, float]:
+    """The camera of the training's frames, {"focal_px", "long_side"}: of the data set `domain`, for "" that of all.
+
+    {} = not known, or the data sets have different ones.
+    """
+    if domain in network.cameras:
+        return network.cameras[domain]
+    first, *others = list(network.cameras.values()) or [{}]
+    return first if all(other == first for other in others) else {}
+
+
+def cameras_from_plain(states: object) -> dict[str, dict[str, float]]:
+    """{data set: {"focal_px": focal length, "long_side": longer side of its frames, both in pixels}, {} = not known}.
+
+    A data set without labels that depend on the camera is not in it. Raises ValueError for anything else.
+    """
+    if not isinstance(states, Mapping):
+        raise ValueError(f"cameras is {shown(states)}; it takes a table of data sets")
+    for name, camera in states.items():
+        known = isinstance(name, str) and isinstance(camera, Mapping) and camera.keys() == {"focal_px", "long_side"}
+        if camera != {} and not (known and all(type(x) in (int, float) and 0 < x <= 1e6 for x in camera.values())):
+            raise ValueError(f"cameras: {shown(name)} takes focal_px and long_side, above 0, at most 1000000 pixels")
+    return {name: dict(camera) for name, camera in states.items()}
+
+
 def build_network(
     config: Config,
     tasks: Mapping[str, Task],
@@ -201,7 +228,7 @@ def read_safetensors(path: Path) -> dict[str, object]:
         content = {}
     if not {"version", "config", "tasks"} <= content.keys():
         raise ValueError(f"{path}: its settings are damaged")
-    for name in ("config", "tasks", "domains"):
+    for name in ("config", "tasks", "domains", "cameras"):
         check_plain(content.get(name, {}), f"{path}: {name}")
     if (version := content["version"]) != CHECKPOINT_VERSION:
         raise ValueError(f"{path}: checkpoint version {version!r}, but this code reads {CHECKPOINT_VERSION}: update it")
@@ -214,7 +241,10 @@ def network_from_checkpoint(content: Mapping[str, object], path: Path) -> Networ
         config = make_config(content["config"], str(path))
         tasks = tasks_from_plain(content["tasks"])
         domains = {name: tasks_from_plain(own) for name, own in content.get("domains", {}).items()}
-        return network_with(config, tasks, domains, content["network"], path)
+        cameras = cameras_from_plain(content.get("cameras", {}))
+        network = network_with(config, tasks, domains, content["network"], path)
+        network.cameras = cameras
+        return network
     except (AttributeError, TypeError) as problem:
         raise ValueError(f"{path}: its settings do not fit this code: {problem}") from None
     except ValueError as problem:

@@ -22,11 +22,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deploy.backends import BACKENDS, FILES
+from deploy.field_of_view import UNKNOWN_DEGREES, fov_degrees
 from deploy.predictor import Predictor
 from drawing import side_by_side
 from geometry import camera_with
-from images import SAMPLE, count_pixels, read_image, write_png
-from networks.checkpoints import newest_checkpoint
+from images import SAMPLE, count_pixels, read_photo, write_png
+from networks.checkpoints import DEFAULT_CHECKPOINT, pick_checkpoint
 from scene3d.comparison import surface_metrics
 from scene3d.floor_plan import draw_plan, find_up
 from scene3d.fusion import Fusion, Surface, cloud, fuse, views_of
@@ -55,19 +56,26 @@ def camera(text: str) -> dict[str, float]:
 
 
 def image_to_cloud(
-    predictor: Predictor, path: Path, intrinsics: Mapping[str, float] | None, fov: float, max_depth_m: float | None
+    predictor: Predictor, path: Path, intrinsics: Mapping[str, float] | None, max_depth_m: float | None
 ) -> Surface:
-    """The points of one image. Without intrinsics its camera has a horizontal field of view of `fov` degrees.
+    """The points of one image. Without intrinsics, its camera has the predictor's field of view, or that of the image's
+    EXIF data, or UNKNOWN_DEGREES.
 
     max_depth_m: farther points are left out; None = the task's range. Raises ValueError when no point is left.
     """
-    image = read_image(path)
-    found = predictor(image)
+    image, known = read_photo(path)
+    size, view, source = image.shape[:2], predictor.field_of_view, "EXIF"
+    if intrinsics:
+        known, source = intrinsics["fx"] / max(size), "--camera"
+    else:
+        intrinsics = camera_with(view.degrees(known, *size), size[1], size[0])
+    if line := view.line(known, *size, source):
+        print(line, flush=True)
+    found = predictor(image, known)
     name = task_giving("metres", predictor.tasks)
     depth, classes = found[name], found.get(task_giving("classes", predictor.tasks))
     if max_depth_m is None:
         max_depth_m = predictor.tasks[name].max_m
-    intrinsics = intrinsics or camera_with(fov, image.shape[1], image.shape[0])
     points = cloud(image, depth, classes, intrinsics, max_depth_m)
     if not len(points.points):
         beyond = f"the nearest pixel is {depth.min():.2f} m away, beyond --max_depth {max_depth_m:g}"
@@ -147,7 +155,7 @@ def reconstruct_folder(arguments: argparse.Namespace, predictor: Predictor | Non
 def make_parser() -> Parser:
     parser = Parser(description="From images to point clouds and surfaces in metres.")
     parser.add_argument("--input", type=Path, default=SAMPLE, metavar="IMAGE|FOLDER", help=f"default: {SAMPLE}")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: the newest run's best.pt")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help=DEFAULT_CHECKPOINT)
     parser.add_argument("--output", type=Path, default=Path("reconstruction.ply"), metavar="PLY")
     parser.add_argument(
         "--domain", default="", metavar="NAME", help="classes and range of this data set of the training"
@@ -160,8 +168,9 @@ def make_parser() -> Parser:
     parser.add_argument("--device", default="auto")
     image = parser.add_mutually_exclusive_group()
     image.add_argument(
-        "--fov", type=number(float, least=1, most=179), default=60.0, metavar="DEGREES",
-        help="of one image: its horizontal field of view; default: 60",
+        "--fov", type=fov_degrees, metavar="DEGREES",
+        help="of one image: its horizontal field of view, by which its depth is scaled, too; 0: nobody knows it; "
+        f"default: by its EXIF data; without them {UNKNOWN_DEGREES:g} for the points alone",
     )  # fmt: skip
     image.add_argument("--camera", type=camera, metavar="fx,fy,cx,cy", help="of one image: its intrinsics in pixels")
     folder = parser.add_argument_group("folders of posed images")
@@ -186,18 +195,19 @@ def main() -> None:
         refuse(parser, arguments, ("fov", "camera"), f"is for one image; {source} is none")
     predictor = None
     if arguments.depth == "predicted" or arguments.compare:
-        path = arguments.checkpoint or newest_checkpoint()
+        path = pick_checkpoint(arguments.checkpoint)
         # One image does not repay the seconds that a faster back end takes to start.
         eager = one and arguments.backend == "auto" and path.suffix.lower() not in FILES
         setup_cpu()
-        predictor = Predictor(path, "eager" if eager else arguments.backend, arguments.device, domain=arguments.domain)
+        backend, fov = "eager" if eager else arguments.backend, arguments.fov
+        predictor = Predictor(path, backend, arguments.device, domain=arguments.domain, fov=fov)
         if not task_giving("metres", predictor.tasks):
             raise ValueError(f"{path}: it predicts no depth, but {', '.join(predictor.tasks)}")
     else:
         names = ("checkpoint", "domain", "backend", "device")
         refuse(parser, arguments, names, "does nothing with --depth measured alone")
     if one:
-        points = image_to_cloud(predictor, source, arguments.camera, arguments.fov, arguments.max_depth)
+        points = image_to_cloud(predictor, source, arguments.camera, arguments.max_depth)
         points.write(output)
         print(f"{output}: {len(points.points):,} points")
     else:

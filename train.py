@@ -34,7 +34,7 @@ from drawing import side_by_side
 from model import Network, build_network, count_cost, freeze_batch_norm, predict_batch
 from tasks import Task
 from training.best import Best, choose_best
-from training.data import load_data, some_labels
+from training.data import cameras_of, load_data, some_labels
 from training.evaluation import accumulate, values_of
 from training.log import Log
 from training.mixture import Mixture, frames_of_step, steps_per_epoch, train_loader
@@ -196,6 +196,7 @@ def prepare(
     total = epoch_steps * config.epochs
     domains = {name: frames.tasks for name, frames in val.items()}
     network = build_network(config, tasks, domains, load_encoder=not (resume or config.init))
+    network.cameras = cameras_of(mixture)
     started = ""
     if not resume:
         start_heads(network, mixture)

@@ -26,13 +26,14 @@ from config import Config
 from deploy.backends import Backend
 from deploy.predictor import Predictor
 from drawing import class_palette
-from images import SAMPLE, read_image
+from images import read_image
 from model import Network, build_network, count_cost
 from tasks import TASKS, Segmentation, Task
 from user_input.values import near
 from utils import machine, whole_file
 
 Result = TypeVar("Result")
+PICTURE = Path("media/sample.jpg")  # its figures are compared over months: not images.SAMPLE, which may change
 
 
 def in_turn(calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, list[float]]:
@@ -149,8 +150,8 @@ class Options:
         return Predictor(source, backend, str(self.device), precision or self.precision)
 
     def picture(self) -> np.ndarray:
-        """A photo of this size, (H, W, 3) uint8."""
-        return cv2.resize(read_image(SAMPLE), (self.width, self.height), interpolation=cv2.INTER_CUBIC)
+        """A generated room of this size, (H, W, 3) uint8."""
+        return cv2.resize(read_image(PICTURE), (self.width, self.height), interpolation=cv2.INTER_CUBIC)
 
 
 # ---------------------------------------------------------------------------------------------- roofline

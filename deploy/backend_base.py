@@ -40,7 +40,7 @@ class Backend(ABC):
         """device: of the outputs. computes_on: where the network runs, by default there. where: the file, or ''."""
         self.signature, self.device, self.where = signature, device, where
         self.computes_on = computes_on or device
-        self.tasks, self.domains = signature.tasks, signature.domains
+        self.tasks, self.domains, self.cameras = signature.tasks, signature.domains, signature.cameras
         self.config = dataclasses.replace(signature.config, long_side=signature.long_side)
 
     def concurrent(self) -> int:

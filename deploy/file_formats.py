@@ -155,6 +155,7 @@ def write_safetensors(network: Network, signature: Signature, path: Path, calibr
     content = {
         "version": CHECKPOINT_VERSION, "config": plain(network.config), "tasks": tasks_to_plain(network.tasks),
         "domains": {name: tasks_to_plain(tasks) for name, tasks in network.domains.items()},
+        "cameras": network.cameras,
     }  # fmt: skip
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     with saving(path):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import distributed
 from deploy.pipeline import Pipeline, throughput_mode
 from deploy.predictor import Predictor, save_predictions
-from images import count_pixels, find_images, read_image
+from images import count_pixels, find_images, read_photo
 from tasks import Task
 from utils import printable, whole_file
 
@@ -120,19 +120,25 @@ def written_by_us(description: Path) -> bool:
         return False
 
 
-def write_description(stem: Path, image: str, height: int, width: int, tasks: Mapping[str, Task], video: bool) -> None:
-    """Writes STEM.json: what is in the outputs of a picture or video, with class names and units."""
+def write_description(
+    stem: Path, image: str, height: int, width: int, tasks: Mapping[str, Task], video: bool, zoom: float = 1.0
+) -> None:
+    """Writes STEM.json: what is in the outputs of a picture or video, with class names and units, and by what they were
+    scaled for its camera."""
     described = {
         name: ({} if video else {"file": task.file_name(stem.name)}) | task.section() for name, task in tasks.items()
     }
     content = {"written_by": WRITTEN_BY, "image": image, "width": width, "height": height, "tasks": described}
+    if zoom != 1:
+        content["scaled_by"] = zoom
     with whole_file(stem.with_name(f"{stem.name}.json")) as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------- the pipeline
 
-Read = tuple[Job, np.ndarray]
+Read = tuple[Job, np.ndarray, float | None]  # its image, and the focal length that its EXIF data say
+MOST_LINES = 3  # about fields of view
 
 
 def predict_files(predictor: Predictor, jobs: Sequence[Job], few: bool = False) -> int:
@@ -142,6 +148,7 @@ def predict_files(predictor: Predictor, jobs: Sequence[Job], few: bool = False) 
     long for their outputs; each got one line.
     """
     failed: list[Job] = []
+    view, said = predictor.field_of_view, set[str]()
     shown = len(jobs) > 1 and sys.stderr.isatty() and distributed.is_main()
 
     def refuse(job: Job, problem: Exception) -> None:
@@ -152,17 +159,20 @@ def predict_files(predictor: Predictor, jobs: Sequence[Job], few: bool = False) 
     def read(batch: Sequence[Job]) -> Iterator[Read]:
         for job in batch:
             try:
-                yield job, read_image(job.image)
+                image, exif = read_photo(job.image)
+                said.add(view.line(exif, *image.shape[:2]))
+                yield job, image, exif
             except (ValueError, FileNotFoundError) as problem:
                 refuse(job, problem)
 
     def predict(group: Sequence[Read]) -> list[dict[str, np.ndarray]]:
-        return predictor.batch([image for _, image in group])
+        return predictor.batch([image for _, image, _ in group], focals=[exif for _, _, exif in group])
 
     def write(group: Sequence[Read], results: Sequence[Mapping[str, np.ndarray]]) -> None:
-        for (job, image), result in zip(group, results, strict=True):
+        for (job, image, exif), result in zip(group, results, strict=True):
             try:
-                write_description(job.stem, job.image.name, *image.shape[:2], predictor.tasks, video=False)
+                zoom = view.zoom(exif, *image.shape[:2])
+                write_description(job.stem, job.image.name, *image.shape[:2], predictor.tasks, video=False, zoom=zoom)
                 save_predictions(job.stem, image, predictor.tasks, result, job.image.name)
                 bar.update()
             except OSError as problem:
@@ -180,5 +190,10 @@ def predict_files(predictor: Predictor, jobs: Sequence[Job], few: bool = False) 
             pipeline.reserve(sum(count_pixels(job.image) for job in batch))
             for _, same in itertools.groupby(read(batch), lambda item: item[1].shape):
                 group = list(same)
-                pipeline.put(group, sum(image.shape[0] * image.shape[1] for _, image in group))
+                pipeline.put(group, sum(image.shape[0] * image.shape[1] for _, image, _ in group))
+    lines = sorted(said - {""})
+    for line in lines[:MOST_LINES]:
+        print(line, flush=True)
+    if len(lines) > MOST_LINES:
+        print(f"and {len(lines) - MOST_LINES} more such lines; scaled_by in each picture's .json says it")
     return len(failed)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from deploy.backends import Backend, open_backend
+from deploy.field_of_view import FieldOfView
 from drawing import Panel, side_by_side
-from geometry import resize_image, stride_for
+from geometry import camera_with, fov_with, resize_image, stride_for
 from images import write_jpeg
 from model import Network, predict_batch, tasks_of
 from tasks import Task
@@ -35,7 +36,8 @@ class Predictor:
     backends.BACKENDS. device: auto, cpu, cuda, cuda:N. domain: a data set of the training whose classes and range are
     wanted, "" for all. mirror: average with the mirrored picture. few: for a few pictures, for which a back end that
     takes seconds to set up does not pay. score: least of the boxes that are given. overlap: IoU with a better box of
-    its class above which a box is left out.
+    its class above which a box is left out. fov: horizontal field of view of all pictures in degrees; None = as
+    `focal` says in each call, 0 = not known (deploy/field_of_view.py).
     Raises ValueError or FileNotFoundError in one line.
     """
 
@@ -50,19 +52,22 @@ class Predictor:
         few: bool = False,
         score: float | None = None,
         overlap: float | None = None,
+        fov: float | None = None,
     ) -> None:
         source = Path(source) if isinstance(source, str) else source
         self.backend = open_backend(source, backend, device, precision, few)
         tasks = tasks_of(self.backend, domain, source)
         self.tasks = {name: task.with_thresholds(score, overlap) for name, task in tasks.items()}
+        self.field_of_view = FieldOfView(self.backend, domain, fov)
         self.mirror = mirror
         if mirror:
             self.backend.require_raw("--mirror")
         if overlap is not None:
             self.backend.require_raw("--overlap")
 
-    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        return self.batch([image])[0]
+    def __call__(self, image: np.ndarray, focal: float | None = None) -> dict[str, np.ndarray]:
+        """focal: of the picture, in units of its longer side (images.read_photo); None = not known."""
+        return self.batch([image], focals=[focal])[0]
 
     def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
         """Images of one size -> (B, 3, h, w) uint8 at the size at which the network wants them."""
@@ -74,14 +79,17 @@ class Predictor:
         pixels = torch.from_numpy(fitted[0][None] if len(fitted) == 1 else np.stack(fitted)).permute(0, 3, 1, 2)
         return pixels.pin_memory() if self.backend.device.type == "cuda" else pixels
 
-    def batch(self, images: Sequence[np.ndarray], change: Change | None = None) -> list[dict[str, np.ndarray]]:
-        """Images of one size -> their predictions. `change` works on the network's raw outputs, (pixels, outputs) ->
-        outputs, before they become predictions (video.Smoother)."""
-        return self._arrays(self.tensors(images, change))
+    def batch(
+        self, images: Sequence[np.ndarray], change: Change | None = None, focals: Sequence[float | None] = ()
+    ) -> list[dict[str, np.ndarray]]:
+        """Images of one size, and their focal lengths where known -> their predictions. `change` works on the network's
+        raw outputs, (pixels, outputs) -> outputs, before they become predictions (video.Smoother)."""
+        pairs = zip(self._arrays(self.tensors(images, change)), focals or [None] * len(images), strict=True)
+        return [self._for_camera(arrays, focal, images[0].shape[:2]) for arrays, focal in pairs]
 
     @torch.inference_mode()
     def tensors(self, images: Sequence[np.ndarray], change: Change | None = None) -> dict[str, Tensor]:
-        """`batch` before `Task.arrays`: {task: prediction (B, ...)}."""
+        """{task: prediction (B, ...)} for images of one size and the camera of the training."""
         sizes = dict.fromkeys(self.tasks, images[0].shape[:2])
         pixels = self.pixels(images)
         if change is None:
@@ -110,6 +118,17 @@ class Predictor:
         own = self.tasks[task]
         scores = own.scores(own.select(raw[task].float()), raw[task].shape[-2:])
         return self._arrays(found)[0], scores[0].cpu().numpy()
+
+    def _for_camera(
+        self, found: dict[str, np.ndarray], focal: float | None, size: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        zoom = self.field_of_view.zoom(focal, *size)
+        if zoom != 1:
+            found = {name: self.tasks[name].for_camera(item, zoom) for name, item in found.items()}
+        if (known := self.field_of_view.focal(focal, *size)) is None:
+            return found
+        camera = camera_with(fov_with(known, *size), size[1], size[0])
+        return {name: self.tasks[name].in_space(item, camera) for name, item in found.items()}
 
     def _arrays(self, found: Mapping[str, Tensor]) -> list[dict[str, np.ndarray]]:
         arrays = [self.tasks[name].arrays(value) for name, value in found.items()]

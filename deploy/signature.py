@@ -16,7 +16,7 @@ from torch import Tensor
 from config import Config, make_config, plain
 from geometry import fitted_size
 from images import MAX_PIXELS
-from model import LEAST_SIDE, Network
+from model import LEAST_SIDE, Network, cameras_from_plain
 from tasks import Task, tasks_from_plain, tasks_to_plain
 from user_input.text_files import read_json
 
@@ -35,6 +35,7 @@ class Signature:
     tasks: Mapping[str, Task]  # in the order of the outputs, which have their names
     config: Config  # of the training: the size at which the network sees images
     domains: Mapping[str, Mapping[str, Task]] = dataclasses.field(default_factory=dict)
+    cameras: Mapping[str, dict[str, float]] = dataclasses.field(default_factory=dict)  # model.cameras_from_plain
     bytes_in: bool = True  # image: (B, H, W, 3) uint8 RGB; else (B, 3, H, W) float32, (x / 255 - mean) / std
     units_out: bool = False  # predictions at the size of the image; else raw outputs of the heads
     size: tuple[int, int] | None = None  # height and width of the image; None = any
@@ -75,7 +76,8 @@ class Signature:
         return json.dumps({
             "version": METADATA_VERSION, "tasks": tasks_to_plain(self.tasks), "config": plain(self.config),
             "domains": {name: tasks_to_plain(tasks) for name, tasks in self.domains.items()},
-            "bytes_in": self.bytes_in, "units_out": self.units_out, "size": self.size, "batch": self.batch,
+            "cameras": dict(self.cameras), "bytes_in": self.bytes_in, "units_out": self.units_out, "size": self.size,
+            "batch": self.batch,
             "int8": self.int8, "mean": self.mean, "std": self.std,
         })  # fmt: skip
 
@@ -92,6 +94,7 @@ class Signature:
             content["tasks"] = tasks_from_plain(content["tasks"])
             content["config"] = make_config(content["config"], where)
             content["domains"] = {name: tasks_from_plain(tasks) for name, tasks in content["domains"].items()}
+            content["cameras"] = cameras_from_plain(content.get("cameras", {}))  # absent in earlier files
             signature = cls(**content)
             signature.check()
             return signature
@@ -170,7 +173,12 @@ def make_signature(
     mean, std = (tuple(value.flatten().tolist()) for value in (network.mean, network.std))
     # The graph selects a data set's outputs of a shared head, so that its own are all that the reader sees.
     own = tasks if whole else {name: _of_all_outputs(task) for name, task in tasks.items()}
-    return Signature(own, network.config, domains, bytes_in, units_out, size, batch, int8, mean, std, tasks)
+    # Of a graph for one data set, its camera alone.
+    mine = {name: camera for name, camera in network.cameras.items() if network.domains.get(name) == tasks}
+    cameras = network.cameras if whole else mine or network.cameras
+    return Signature(
+        own, network.config, domains, cameras, bytes_in, units_out, size, batch, int8, mean, std, heads=tasks
+    )  # fmt: skip
 
 
 def _of_all_outputs(task: Task) -> Task:

@@ -328,7 +328,10 @@ def predict_video(
             try:
                 while (frame := next(incoming, None)) is not None and not 0 < seconds <= frame.seconds:
                     if not count:
-                        write_description(stem, source, *frame.image.shape[:2], predictor.tasks, video=True)
+                        size, camera = frame.image.shape[:2], predictor.field_of_view
+                        if line := camera.line(None, *size):
+                            print(line, flush=True)
+                        write_description(stem, source, *size, predictor.tasks, True, camera.zoom(None, *size))
                     pipeline.put(frame, 1)
                     pipeline.reserve(1)  # before the next one is taken: of a live source it is the newest then
                     count += 1

@@ -13,8 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import distributed
 from utils import whole_file
 
+RUNS = Path("runs")
+SHIPPED = Path("model/nyudv2_lite0.safetensors")  # rooms: docs/NYUDV2.md
+DEFAULT_CHECKPOINT = f"default: best.pt of the newest run; without a run, {SHIPPED}"
 CHECKPOINT_FORMAT = "joint-segmentation-depth"
 CHECKPOINT_VERSION = 1
 MOST_VALUES = 100_000  # names and numbers in the settings of a checkpoint
@@ -100,7 +104,7 @@ def read_checkpoint(path: Path) -> dict[str, object]:
     missing = {"config", "tasks", "network", "metrics", "step"} - content.keys()
     if missing:
         raise ValueError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
-    for name in ("config", "tasks", "domains"):
+    for name in ("config", "tasks", "domains", "cameras"):
         check_plain(content.get(name, {}), f"{path}: {name}")
     return content
 
@@ -162,10 +166,22 @@ def check_weights(weights: object, wanted: Mapping[str, Tensor], path: Path) -> 
     return chosen
 
 
-def newest_checkpoint(runs: Path = Path("runs")) -> Path:
-    """best.pt of the run that was written last, or its last.pt."""
-    found = sorted(runs.glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(f"no run in {runs}/: train one (python train.py) or give --checkpoint")
-    best = found[-1].with_name("best.pt")
-    return best if best.is_file() else found[-1]
+def pick_checkpoint(given: str | Path | None) -> Path:
+    """The checkpoint that a command works with: the given one, else the newest run's best.pt (or last.pt), else the
+    weights in the repository. Prints which one it is where none was given.
+
+    Raises FileNotFoundError when there is none.
+    """
+    if given:
+        return Path(given)
+    runs = sorted(RUNS.glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
+    if runs:
+        best = runs[-1].with_name("best.pt")
+        path, why = best if best.is_file() else runs[-1], "the newest run"
+    elif SHIPPED.is_file():
+        path, why = SHIPPED, f"the weights in the repository: there is no run in {RUNS}/"
+    else:
+        raise FileNotFoundError(f"no run in {RUNS}/, no {SHIPPED}: train one (python train.py) or give --checkpoint")
+    if distributed.is_main():
+        print(f"checkpoint {path} ({why})", flush=True)
+    return path

@@ -52,9 +52,12 @@ def read_published(weights: object, path: Path, nyu40: Sequence[str]) -> dict[st
     # Trained on both, the network knows two sizes. Photos are more like NYUDv2's frames, in shape and angle of view,
     # and the checkpoint of KITTI alone is there for roads. As they are, large photos would fill the memory.
     long_side = 1216 if classes == 6 else 640
+    # The Kinect's color camera by NYUDv2's toolbox. KITTI's drives have different cameras.
+    cameras = {"nyud": {"focal_px": 518.9, "long_side": 640.0}} if classes in (40, 46) else {}
+    cameras |= {"kitti": {}} if classes in (6, 46) else {}
     config = Config(encoder="mobilenetv2_paper", long_side=long_side, tasks=tuple(tasks))
     return {
-        "config": plain(config), "tasks": tasks, "domains": domains,
+        "config": plain(config), "tasks": tasks, "domains": domains, "cameras": cameras,
         "network": {published_name(name): value for name, value in weights.items()},
     }  # fmt: skip
 

@@ -44,6 +44,7 @@ class Task(ABC):
     gives: ClassVar[str] = ""  # what a pixel of a prediction holds: "classes" (ids), "metres"; "" = anything else
     derived_from: ClassVar[str] = ""  # the task whose label `derive` takes, for frames without a file of this task
     needs_camera: ClassVar[bool] = False  # whether `derive` needs the intrinsics
+    follows_camera: ClassVar[bool] = False  # whether `for_camera` changes anything
     sure: ClassVar[float] = 0.7  # default of teach.py --threshold: the least confidence of a teacher's label
     suffix: ClassVar[str] = ".png"  # of the files that `save` writes
 
@@ -296,6 +297,15 @@ class Task(ABC):
     def arrays(self, prediction: Tensor) -> list[np.ndarray]:
         """The prediction of each frame of the batch."""
         return list(prediction.cpu().numpy())
+
+    def for_camera(self, prediction: np.ndarray, zoom: float) -> np.ndarray:
+        """A frame's prediction, if its camera's focal length is `zoom` times that of the training's: by such a camera
+        things look as if they were nearer by this factor."""
+        return prediction
+
+    def in_space(self, prediction: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
+        """A frame's prediction with positions in metres, given its intrinsics fx, fy, cx, cy in pixels."""
+        return prediction
 
     def difference(self, found: Tensor, wanted: Tensor, tolerance: float) -> tuple[float, int, int]:
         """How two predictions differ: (largest difference of numbers, values that changed, values in all).

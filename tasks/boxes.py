@@ -50,6 +50,7 @@ class Boxes(Task):
 
     name = "boxes"
     best = "ap"
+    follows_camera = True  # its distances
     directions: ClassVar = DIRECTIONS
     suffix = ".json"
 
@@ -267,6 +268,20 @@ class Boxes(Task):
         found["box"], found["score"], found["class"] = rows[:, :4], rows[:, SCORE], rows[:, FOUND_CLASS]
         found["distance_m"], found["xyz_m"] = rows[:, DISTANCE], np.nan
         return found
+
+    def for_camera(self, prediction: np.ndarray, zoom: float) -> np.ndarray:
+        scaled = prediction.copy()
+        scaled["distance_m"] *= np.float32(zoom)
+        return scaled
+
+    def in_space(self, prediction: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
+        """With `xyz_m`: x right, y down, z forward, of the middle of each box at its distance."""
+        placed, boxes = prediction.copy(), prediction["box"]
+        # Pixel centres are at whole numbers: the left edge of the picture is at -0.5.
+        x, y = (boxes[:, 0] + boxes[:, 2] - 1) / 2, (boxes[:, 1] + boxes[:, 3] - 1) / 2
+        rays = np.stack([(x - camera["cx"]) / camera["fx"], (y - camera["cy"]) / camera["fy"], np.ones(len(x))], axis=1)
+        placed["xyz_m"] = rays * prediction["distance_m"][:, None]
+        return placed
 
     def difference(self, found: Tensor, wanted: Tensor, tolerance: float) -> tuple[float, int, int]:
         """(largest difference of the corners of the same box in pixels, boxes without a counterpart, boxes in all).

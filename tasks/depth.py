@@ -51,6 +51,7 @@ class Depth(DenseTask):
     name = "depth"
     best = "rmse"
     gives = "metres"
+    follows_camera = True
     sure = 0.9
     directions: ClassVar = {
         "rmse": -1, "rmse_log": -1, "abs_rel": -1, "sq_rel": -1, "log10": -1, "silog": -1,
@@ -183,6 +184,9 @@ class Depth(DenseTask):
 
     def undo(self, scores: Tensor, zoom: float, mirror: bool) -> Tensor:
         return super().undo(scores, zoom, mirror) * zoom  # the inverse of `view`
+
+    def for_camera(self, prediction: np.ndarray, zoom: float) -> np.ndarray:
+        return prediction * np.float32(zoom)
 
     def confidence(self, scores: Tensor, mirrored: Tensor) -> Tensor:
         """The ratio of the smaller to the larger distance."""

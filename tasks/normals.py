@@ -36,6 +36,7 @@ class Normals(DenseTask):
     directions: ClassVar = {"mean": -1, "median": -1, "within_11.25": 1, "within_22.5": 1, "within_30": 1}
     derived_from = "depth"
     needs_camera = True
+    follows_camera = True
     sure = 0.95
 
     def read(self, path: Path, section: Mapping[str, object], image: Path) -> np.ndarray:
@@ -83,6 +84,10 @@ class Normals(DenseTask):
 
     def decide(self, scores: Tensor) -> Tensor:
         return unit_length(scores)
+
+    def for_camera(self, prediction: np.ndarray, zoom: float) -> np.ndarray:
+        turned = prediction * np.array([1, 1, 1 / zoom], prediction.dtype)[:, None, None]
+        return turned / np.linalg.norm(turned, axis=0).clip(1e-12)
 
     def confidence(self, scores: Tensor, mirrored: Tensor) -> Tensor:
         """The cosine of the angle between the two."""

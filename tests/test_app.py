@@ -24,6 +24,7 @@ from app import ALL, Viewer, choose, find_checkpoints, look, serve
 from benchmarks.timing import random_network
 from config import Config
 from deploy.predictor import Predictor
+from networks.checkpoints import SHIPPED
 from scene3d.fusion import Surface
 from tasks import Depth, Segmentation
 from webpage import guard
@@ -76,6 +77,18 @@ def test_names_of_networks(tmp_path):
     assert find_checkpoints([str(path) for path in paths]) == dict(zip(("a", "b", "x.onnx"), paths, strict=True))
     both = [str(tmp_path / "a/best.pt"), str(tmp_path / "d/a/best.pt")]
     assert list(find_checkpoints(both)) == both
+
+
+def test_without_checkpoints_all_runs_are_offered_or_the_weights_in_the_repository(here):
+    with pytest.raises(FileNotFoundError, match="no run in runs/"):
+        find_checkpoints([])
+    SHIPPED.parent.mkdir()
+    SHIPPED.touch()
+    assert find_checkpoints([]) == {SHIPPED.name: SHIPPED}
+    for name in ("a/best.pt", "b/best.pt", "b/last.pt"):
+        Path("runs", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("runs", name).touch()
+    assert find_checkpoints([]) == {"b": Path("runs/b/best.pt"), "a": Path("runs/a/best.pt")}
 
 
 class RandomNetworks(Viewer):

@@ -329,6 +329,13 @@ def test_objects_are_saved_as_they_are_documented(tmp_path):
     assert TASK.with_thresholds(None, 0.5).most_overlap == 0.5
 
 
+def test_objects_stand_in_space():
+    found = TASK.arrays(torch.tensor([[[20.0, 20, 41, 61, 0.9, 1, 2.0], [0, 0, 9, 9, 0.8, 0, NAN]]]))[0]
+    placed = TASK.in_space(TASK.for_camera(found, 1.5), {"fx": 100, "fy": 50, "cx": 40, "cy": 30})
+    assert placed["xyz_m"][0].tolist() == pytest.approx([(30 - 40) / 100 * 3, (40 - 30) / 50 * 3, 3])
+    assert np.isnan(placed["xyz_m"][1]).all() and found["distance_m"][0] == 2
+
+
 def test_objects_are_drawn_over_the_picture_at_its_size():
     objects = TASK.arrays(torch.tensor([[[20.0, 20, 60, 80, 0.9, 1, 2.0]]]))[0]
     picture = TASK.draw_over(np.zeros((50, 100, 3), np.uint8), objects, (100, 200))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,15 @@ from torch import Tensor
 
 from config import plain
 from model import build_network, load_network
-from networks.checkpoints import CHECKPOINT_FORMAT, CHECKPOINT_VERSION, check_weights, read_torch_file, save_checkpoint
+from networks.checkpoints import (
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_VERSION,
+    SHIPPED,
+    check_weights,
+    pick_checkpoint,
+    read_torch_file,
+    save_checkpoint,
+)
 from networks.encoders import ShapesOnly, build_encoder
 from tasks import tasks_to_plain
 
@@ -234,3 +243,28 @@ def test_published_checkpoints(changes, message, theirs, tmp_path):
         assert message in refused(path)
     else:
         assert load_network(path).config.long_side == 1216
+
+
+# ---------------------------------------------------------------------------------------------- the default
+
+
+def test_the_default_is_the_newest_run_or_the_weights_in_the_repository(here, capsys):
+    with pytest.raises(FileNotFoundError, match=f"no run in runs/, no {SHIPPED}: train one"):
+        pick_checkpoint(None)
+    expected = [(SHIPPED, SHIPPED), ("runs/a/last.pt", "runs/a/last.pt"), ("runs/a/best.pt", "runs/a/best.pt")]
+    expected.append(("runs/b/last.pt", "runs/b/last.pt"))  # a run that was written later
+    for number, (made, chosen) in enumerate(expected):
+        Path(made).parent.mkdir(parents=True, exist_ok=True)
+        Path(made).touch()
+        os.utime(made, (number, number))
+        assert pick_checkpoint(None) == Path(chosen)
+        why = "the weights in the repository: there is no run in runs/" if made is SHIPPED else "the newest run"
+        assert capsys.readouterr().out == f"checkpoint {chosen} ({why})\n"
+    assert pick_checkpoint("mine.pt") == Path("mine.pt") and not capsys.readouterr().out
+
+
+def test_one_of_several_processes_says_which_checkpoint(here, capsys, monkeypatch):
+    SHIPPED.parent.mkdir()
+    SHIPPED.touch()
+    monkeypatch.setenv("RANK", "1")
+    assert pick_checkpoint(None) == SHIPPED and not capsys.readouterr().out

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import only_error_line
+from conftest import ROOT, only_error_line
 from helpers import settings, tasks
 from PIL import Image
 from safetensors.torch import save_file
@@ -17,6 +17,7 @@ from deploy.predictor import Predictor
 from deploy.signature import make_signature, network_input
 from images import read_image
 from model import build_network, load_network
+from networks.checkpoints import SHIPPED
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -225,3 +226,11 @@ def test_safetensors_is_the_checkpoint(trained, script, tmp_path):
     assert "not a file of export.py" in only_error_line(script("inference.py", *options))
     file.write_bytes(b"no tensors")
     assert "not readable as safetensors" in only_error_line(script("inference.py", *options))
+
+
+def test_the_weights_in_the_repository_are_not_replaced(script, tmp_path):
+    """Without a run they are the default, and their file is where this format's would go by default."""
+    (tmp_path / "model").mkdir()
+    shutil.copy(ROOT / SHIPPED, tmp_path / SHIPPED)
+    line = only_error_line(script("export.py", "--format", "safetensors", cwd=tmp_path))
+    assert f"--output: {SHIPPED} is the checkpoint" in line

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -30,7 +31,7 @@ from deploy.pipeline import Pipeline, throughput_mode
 from deploy.predictor import Predictor
 from drawing import side_by_side
 from geometry import fitted_size
-from images import find_images, read_image
+from images import SAMPLE, find_images, read_image
 from model import load_network, predict_batch, predict_scales
 from tasks import Depth
 from utils import printable
@@ -199,13 +200,23 @@ def test_nothing_to_predict_is_an_error(trained, script, tmp_path):
 
 
 def test_without_arguments_the_newest_run_and_the_sample_are_used(trained, script, tmp_path):
-    import shutil
-
     shutil.copytree(trained, tmp_path / "runs" / "mine")
-    shutil.copytree(ROOT / "media", tmp_path / "media")
+    for name in ("media", "model"):
+        (tmp_path / name).symlink_to(ROOT / name)
     done = script("inference.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "predictions" / "sample_overview.jpg").is_file()
+    assert done.stdout.startswith("checkpoint runs/mine/best.pt (the newest run)\n")
+    assert (tmp_path / "predictions" / f"{SAMPLE.stem}_overview.jpg").is_file()
+
+
+def test_without_a_run_the_weights_in_the_repository_are_used(script, tmp_path):
+    for name in ("media", "model"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = script("inference.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("checkpoint model/nyudv2_lite0.safetensors (the weights in the repository: ")
+    described = json.loads((tmp_path / "predictions" / f"{SAMPLE.stem}.json").read_text())
+    assert len(described["tasks"]["segmentation"]["classes"]) == 40
 
 
 def test_find_images_does_not_follow_itself(tmp_path):

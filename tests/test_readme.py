@@ -9,7 +9,9 @@ import sys
 
 import numpy as np
 from conftest import ROOT
-from PIL import Image
+from PIL import ExifTags, Image
+
+from images import SAMPLE
 
 README = (ROOT / "README.md").read_text()
 TASKS_PAGE = (ROOT / "docs" / "TASKS.md").read_text()
@@ -66,3 +68,11 @@ def test_links_lead_somewhere_and_pictures_are_small():
     text = README + "".join(page.read_text() for page in ROOT.glob("docs/*.md"))
     assert all(f"media/{path.name}" in text or path.name == "sample.jpg" for path in pictures), pictures
     assert sum(path.stat().st_size for path in pictures) < 1_500_000
+
+
+def test_the_photograph_names_its_author_and_license():
+    """Where it goes, they go: in the file, and in the table beside it."""
+    (row,) = [line for line in (ROOT / "media" / "README.md").read_text().splitlines() if f"`{SAMPLE.name}`" in line]
+    with Image.open(ROOT / SAMPLE) as photo:
+        artist, license_of_it = (photo.getexif()[tag] for tag in (ExifTags.Base.Artist, ExifTags.Base.Copyright))
+    assert artist in row and license_of_it.split(", ")[1] in row and (ROOT / SAMPLE).stat().st_size < 150_000

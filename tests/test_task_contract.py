@@ -74,6 +74,19 @@ def test_raw_output_becomes_predictions_and_pictures(task):
 
 
 @torch.inference_mode()
+def test_another_camera_is_a_zoom(task):
+    """A prediction for a camera of 1.5 times the focal length is that for a picture that was zoomed by 1.5."""
+    raw = raw_of(task)
+    plain, zoomed = task.arrays(task.decode(raw, SIZE)), task.arrays(task.merge([(raw, 1.5, False)], SIZE))
+    for one, other in zip(plain, zoomed, strict=True):
+        found = task.for_camera(one, 1.5)
+        if task.follows_camera:
+            assert found.dtype == other.dtype and np.allclose(found, other, atol=1e-6) and not np.allclose(found, one)
+        else:
+            assert found is one
+
+
+@torch.inference_mode()
 def test_views_of_the_same_frames_become_one_prediction(task):
     raw = raw_of(task)
     plain, merged = task.arrays(task.decode(raw, SIZE)), task.arrays(task.merge([(raw, 1.0, False)] * 2, SIZE))

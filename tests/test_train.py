@@ -428,4 +428,5 @@ def test_evaluating_on_other_classes_is_refused(trained, rooms_folder, script, t
 def test_no_run_yet(script, tmp_path):
     for name in ("evaluate.py", "inference.py"):
         arguments = ["--input", SAMPLE] if name == "inference.py" else []
-        assert "train one" in only_error_line(script(name, *arguments, cwd=tmp_path))
+        line = only_error_line(script(name, *arguments, cwd=tmp_path))
+        assert "no run in runs/, no model/nyudv2_lite0.safetensors: train one" in line

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,22 @@ def load_data(
             frames = val[folder.name]
             frames.decode_all(range(distributed.rank(), len(frames), distributed.count()))  # what eval_loader takes
     return heads, Mixture(parts, list(config.data.values())), val
+
+
+def cameras_of(mixture: Mixture) -> dict[str, dict[str, float]]:
+    """The cameras of the training frames, as model.cameras_from_plain describes them."""
+    cameras: dict[str, dict[str, float]] = {}
+    for part in mixture.parts:
+        folder, follow = part.folder, [task.follows_camera for task in part.tasks.values()]
+        if not any(any(compress(part.weights(index), follow)) for index in range(len(part))):
+            continue
+        cameras[folder.name] = {}
+        if folder.camera:
+            # Intrinsics without a size are those of the frames as they are.
+            sized = {"width", "height"} <= folder.camera.keys()
+            sides = (folder.camera["width"], folder.camera["height"]) if sized else part.read(0)["image"].shape[:2]
+            cameras[folder.name] = {"focal_px": folder.camera["fx"], "long_side": float(max(sides))}
+    return cameras
 
 
 def some_labels(mixture: Mixture, task: str, most: int = 64) -> Iterator[np.ndarray]:

@@ -313,6 +313,7 @@ class Training:
         content: dict[str, object] = {
             "config": plain(self.config), "tasks": tasks_to_plain(self.network.tasks),
             "domains": {name: tasks_to_plain(tasks) for name, tasks in self.network.domains.items()},
+            "cameras": self.network.cameras,
             "network": self.evaluated.state_dict(), "metrics": self.metrics, "step": self.step, "commit": self.commit,
         }  # fmt: skip
         if resumable:
