@@ -22,7 +22,8 @@ class Difference:
     """How a file's predictions of one task differ from the checkpoint's, over all pixels."""
 
     task: str
-    changed: float  # share of the pixels, or of the boxes
+    changed: float  # share of what is counted
+    counted: str  # pixels, or what else the task counts, and how many where the number tells something
     largest: float | None  # of real numbers, in the task's unit; None for classes
     agreement: float | None  # of classes: mean IoU of the file's map with the checkpoint's; None for real numbers
     finite: bool
@@ -32,7 +33,7 @@ class Difference:
             f"mean IoU with the checkpoint's {self.agreement:.4f}" if self.largest is None else
             f"largest difference {self.largest:.2g}"
         )  # fmt: skip
-        return f"{self.changed:.4%} of the pixels changed, {detail if self.finite else 'NaN or infinite values'}"
+        return f"{self.changed:.4%} of {self.counted} changed, {detail if self.finite else 'NaN or infinite values'}"
 
 
 def several_sizes(pictures: Sequence[np.ndarray], size: tuple[int, int] | None) -> list[np.ndarray]:
@@ -100,8 +101,14 @@ def differences(
             pixels[name] += count
     for name in tasks:
         agreement = mean_iou(counts[name]) if name in counts else None
+        counted = "the pixels" if tasks[name].counted == "pixels" else f"{pixels[name]} {tasks[name].counted}"
         yield Difference(
-            name, changed[name] / max(1, pixels[name]), largest.get(name), agreement, largest.get(name, 0.0) < math.inf
+            name,
+            changed[name] / max(1, pixels[name]),
+            counted,
+            largest.get(name),
+            agreement,
+            largest.get(name, 0.0) < math.inf,
         )
 
 

@@ -45,6 +45,7 @@ class Task(ABC):
     derived_from: ClassVar[str] = ""  # the task whose label `derive` takes, for frames without a file of this task
     needs_camera: ClassVar[bool] = False  # whether `derive` needs the intrinsics
     follows_camera: ClassVar[bool] = False  # whether `for_camera` changes anything
+    counted: ClassVar[str] = "pixels"  # what `difference` counts
     sure: ClassVar[float] = 0.7  # default of teach.py --threshold: the least confidence of a teacher's label
     suffix: ClassVar[str] = ".png"  # of the files that `save` writes
 

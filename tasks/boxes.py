@@ -51,6 +51,7 @@ class Boxes(Task):
     name = "boxes"
     best = "ap"
     follows_camera = True  # its distances
+    counted = "boxes"
     directions: ClassVar = DIRECTIONS
     suffix = ".json"
 
