@@ -48,14 +48,12 @@ def areas_of(boxes: np.ndarray) -> np.ndarray:
 def overlaps(boxes: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(D, 4...), (G, 4...) fp64 -> intersection over union, and intersection over the area of the box, (D, G) each.
 
-    0 for boxes that are not finite.
+    0 or NaN, which match nothing, for boxes that have no area or are not finite.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        low = np.maximum(boxes[:, None, :2], truths[None, :, :2])
-        sides = np.maximum(np.minimum(boxes[:, None, 2:4], truths[None, :, 2:4]) - low, 0)
-        both, own = sides[..., 0] * sides[..., 1], areas_of(boxes)[:, None]
-        iou, inside = both / (own + areas_of(truths) - both), both / own
-    return np.where(both > 0, iou, 0), np.where(both > 0, inside, 0)
+    low = np.maximum(boxes[:, None, :2], truths[None, :, :2])
+    sides = np.maximum(np.minimum(boxes[:, None, 2:4], truths[None, :, 2:4]) - low, 0)
+    both, own = sides[..., 0] * sides[..., 1], areas_of(boxes)[:, None]
+    return both / (own + areas_of(truths) - both), both / own
 
 
 def outside(areas: np.ndarray) -> np.ndarray:
@@ -73,6 +71,7 @@ class Matches:
     pairs: np.ndarray  # (N, 2) detection and truth of each true positive of COCO at IoU 0.5
 
 
+@np.errstate(invalid="ignore", divide="ignore")  # a network may give any numbers
 def match(boxes: np.ndarray, truths: np.ndarray) -> Matches:
     """boxes (D, 7), best score first, and truths (G, 7), both fp64."""
     # Whether enough better detections have its class.

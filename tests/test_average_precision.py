@@ -194,10 +194,18 @@ def test_only_detections_on_frames_without_truths_lower_the_precision():
     assert values_of(ghost) == {} and values_of(frame_of([], [])) == {}
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "corners",
-    [(50, 50, 0, 0), (NAN, 0, 50, 50), (0, 0, float("inf"), 50), (10, 10, 10, 40)],
-    ids=["inside out", "NaN", "infinite", "thin"],
+    [
+        (50, 50, 0, 0),
+        (50, 0, 0, 50),
+        (NAN, 0, 50, 50),
+        (0, 0, float("inf"), 50),
+        (10, 10, 10, 40),
+        (0, 9, float("inf"), 9),
+    ],
+    ids=["turned twice", "turned", "NaN", "infinite", "thin", "infinitely thin"],
 )
 def test_a_box_that_is_none_is_a_false_positive(corners):
     found = values_of(frame_of([seen(*corners, score=0.9), seen(0, 0, 50, 50, score=0.5)], [box(0, 0, 50, 50)]))
@@ -278,6 +286,15 @@ def test_what_voc_and_coco_count_differently():
     assert second["ap50"] == pytest.approx(1) and second["voc_ap50"] == pytest.approx(1 / 2)
 
 
+def test_of_equal_overlaps_coco_takes_the_last_truth_and_voc_the_first():
+    """As the code of both does: >= while it goes through the truths, and the first maximum."""
+    left, right = box(0, 0, 100, 100), box(40, 0, 140, 100)
+    detections = [seen(20, 0, 120, 100, score=0.9), seen(*right[:4], score=0.8)]  # between them, and the right one
+    for truths, coco, voc in (([left, right], 51 / 101, 1), ([right, left], 1, 1 / 2)):
+        found = values_of(frame_of(detections, truths))
+        assert (found["ap50"], found["voc_ap50"]) == pytest.approx((coco, voc))
+
+
 def test_recall_of_three_tenths_reaches_the_point_at_three_tenths():
     truths = [box(100 * x, 0, 100 * x + 50, 50) for x in range(10)]
     for count in range(11):
@@ -289,12 +306,12 @@ def test_recall_of_three_tenths_reaches_the_point_at_three_tenths():
 
 
 def test_distances_by_hand():
-    places = [(100 * x, 0, 100 * x + 50, 50) for x in range(6)]
-    true = [10, 20, NAN, 5, 8, 4]
-    found = [11, 16, 3, NAN, float("inf"), 5]
+    places = [(100 * x, 0, 100 * x + 50, 50) for x in range(7)]
+    true = [10, 20, NAN, 5, 8, 4, 0]
+    found = [11, 16, 3, NAN, float("inf"), 5, 99]
     truths = [box(*place, distance=metres) for place, metres in zip(places, true, strict=True)]
     detections = [seen(*place, score=0.9, distance=metres) for place, metres in zip(places, found, strict=True)]
-    # Counted: 10 as 11, 20 as 16 and 4 as 5 m. Not: one without a true and two without a predicted distance, a second
+    # Counted: 10 as 11, 20 as 16 and 4 as 5 m. Not: two without a true and two without a predicted distance, a second
     # detection of the first truth, one that hits nothing, a crowd.
     more = [seen(*places[0], score=0.3, distance=99), seen(0, 300, 50, 350, score=0.8, distance=99)]
     more.append(seen(400, 300, 450, 350, score=0.8, distance=99))
@@ -344,6 +361,12 @@ def test_the_split_changes_no_bit():
             parts = [shuffled[rank::processes] for rank in range(processes)]
             assert merged(parts, batch, padded) == wanted
     assert merged([[], frames, []], 6, padded=True) == wanted, "a process without frames"
+
+
+def test_frames_with_the_same_truths_stand_in_the_same_order():
+    hit = frame_of([seen(0, 0, 50, 50, score=0.5)], [box(0, 0, 50, 50)])
+    miss = frame_of([seen(90, 0, 99, 50, score=0.5)], [box(0, 0, 50, 50)])
+    assert values_of(hit, miss) == values_of(miss, hit)
 
 
 def test_the_order_of_equal_scores_matters_here():
