@@ -48,7 +48,7 @@ def write(root: Path, text: object, *stems: str, section: dict[str, object] = CO
 
 
 def test_ids_with_gaps_crowds_and_pictures_without_boxes(tmp_path: Path) -> None:
-    boxes = [box(), box((0, 0, 100, 50), 20, 17, iscrowd=1), box([1.5, 2, 3, 4.25], 20, 17, iscrowd=0)]
+    boxes = [box((0, 0, 100, 50), 20, 17, iscrowd=1), box(), box([1.5, 2, 3, 4.25], 20, 17, iscrowd=0)]
     a, b, c = boxes_of(write(tmp_path, content(*boxes, names=("a.png", "b.png", "c.png")), "a", "b", "c"))
     assert a[:, :6].tolist() == [[10, 5, 30, 15, 1, 0]]
     assert b[:, :6].tolist() == [[0, 0, 100, 50, 0, 1], [1.5, 2, 4.5, 6.25, 0, 0]]
