@@ -16,6 +16,7 @@ from official_boxes import boxes_are_a_task, pennfudan, people
 
 import prepare
 from images import read_label
+from sources import pennfudan as source
 from sources.pennfudan import validation_part
 
 
@@ -130,3 +131,21 @@ def test_wrong_archive_is_explained(change: Callable[[Files], Files], message: s
         prepare.main("pennfudan --images a.zip --output out".split())
     assert "\n" not in str(problem.value) and ".part" not in str(problem.value)
     only_holds(here, "a.zip")
+
+
+def test_download_names_the_public_archive(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(url: str, size: int, target: Path, command: str) -> None:
+        asked.append((url, size, command))
+        write_zip(target, pennfudan())
+
+    monkeypatch.setattr(source, "download", download)
+    (here / "dataset").mkdir()
+    assert prepare.main(["pennfudan", "--download"]) == 0
+    command = "python prepare.py pennfudan --images FILE"
+    assert asked == [("https://www.cis.upenn.edu/~jshi/ped_html/PennFudanPed.zip", 53723336, command)]
+    assert len(lists(here / "dataset/pennfudan")["train"]) == 6
+    with pytest.raises(FileExistsError):
+        prepare.main(["pennfudan", "--download"])
+    assert len(asked) == 1
