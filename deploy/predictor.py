@@ -147,6 +147,6 @@ def save_predictions(
         size, found = image.shape[:2], predictions[kind]
         picture = task.panel(found, panels[0][1], size)
         panels.append((kind, picture, task.legend(found)))
-        task.save(found, stem.with_name(task.file_name(stem.name)), name, size)
+        task.save_frame(found, stem.with_name(task.file_name(stem.name)), name, size)
         write_jpeg(stem.with_name(f"{stem.name}_{kind}_color.jpg"), picture)
     write_jpeg(stem.with_name(f"{stem.name}_overview.jpg"), side_by_side(panels))

@@ -362,8 +362,12 @@ class Task(ABC):
         return f"{stem}_{cls.name}{cls.suffix}"
 
     @abstractmethod
-    def save(self, prediction: np.ndarray, path: Path, image: str = "", size: Size = (0, 0)) -> None:
-        """Writes the values of a frame to a file that `read` reads back. `image` is the name of its picture."""
+    def save(self, prediction: np.ndarray, path: Path) -> None:
+        """Writes the values of a frame to a file that `read` reads back."""
+
+    def save_frame(self, prediction: np.ndarray, path: Path, image: str, size: Size) -> None:
+        """`save`, for files that say what their picture is called and how large it is."""
+        self.save(prediction, path)
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:

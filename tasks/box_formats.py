@@ -194,12 +194,12 @@ def read_objects(stored: StoredBoxes) -> None:
         content = read_json(text)
         size = tuple(content[side] for side in ("height", "width"))
         objects = content["objects"]
-        if not all(type(side) is int and side > 0 for side in size) or not isinstance(objects, tuple):
+        if not all(type(side) is int and side >= 0 for side in size) or not isinstance(objects, tuple):
             raise ValueError("width, height or objects is something else")
     except (KeyError, ValueError) as problem:
         what = f"{problem} is missing" if isinstance(problem, KeyError) else problem
         raise ValueError(f"{stored.path}: not a file of objects as inference.py writes it ({what})") from None
-    stored.size = size
+    stored.size = size if all(size) else None  # 0: of no picture
     for number, item in enumerate(objects, 1):
         place = f"{stored.path}: object {number}"
         item = item if isinstance(item, dict) else {}

@@ -337,7 +337,11 @@ class Boxes(Task):
     def file_name(cls, stem: str) -> str:
         return f"{stem}_objects.json"
 
-    def save(self, prediction: np.ndarray, path: Path, image: str = "", size: Size = (0, 0)) -> None:
+    def save(self, prediction: np.ndarray, path: Path) -> None:
+        """Without picture and size, as labels whose boxes are of any size have them."""
+        self.save_frame(prediction, path, "", (0, 0))
+
+    def save_frame(self, prediction: np.ndarray, path: Path, image: str, size: Size) -> None:
         """Writes {"image", "width", "height", "objects": [{"class", "score", "box", "distance_m", "xyz_m"}]}; null: not
         known."""
         objects = [

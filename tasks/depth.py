@@ -20,7 +20,7 @@ from config import Config
 from geometry import View
 from images import read_label, row_parts, write_png
 from metrics import DepthMetrics, Protocol
-from tasks.base import HERE, Size, Task, check_choice, check_keys
+from tasks.base import HERE, Task, check_choice, check_keys
 from tasks.dense import DenseTask
 from tasks.survey import share_table
 from user_input.values import convert
@@ -208,7 +208,7 @@ class Depth(DenseTask):
             (f"{tick:g} m", tuple(int(value) for value in color)) for tick, color in zip(ticks, colors, strict=True)
         ]
 
-    def save(self, prediction: np.ndarray, path: Path, image: str = "", size: Size = (0, 0)) -> None:
+    def save(self, prediction: np.ndarray, path: Path) -> None:
         """A 16-bit PNG in `metres_per_unit`."""
         stored = np.empty(prediction.shape, np.uint16)
         for rows, depth in zip(row_parts(stored), row_parts(prediction), strict=True):

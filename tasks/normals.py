@@ -15,7 +15,6 @@ import loss
 from geometry import View, normals_from_depth, resize_raw, unit
 from images import read_label, write_png
 from metrics import NormalMetrics, Protocol
-from tasks.base import Size
 from tasks.dense import DenseTask
 
 
@@ -102,7 +101,7 @@ class Normals(DenseTask):
         color = ((normal * [1, -1, -1] + 1) * 127.5).round().clip(0, 255)
         return np.where(normal.any(2, keepdims=True), color, 0).astype(np.uint8)
 
-    def save(self, prediction: np.ndarray, path: Path, image: str = "", size: Size = (0, 0)) -> None:
+    def save(self, prediction: np.ndarray, path: Path) -> None:
         normal = prediction.transpose(1, 2, 0)
         stored = np.where(normal.any(2, keepdims=True), ((normal + 1) * 127.5).round().clip(0, 255), 0)
         write_png(path, stored.astype(np.uint8))

@@ -21,7 +21,7 @@ from drawing import bars, class_palette, confusion, palette_of
 from geometry import argmax_resized, resize_raw
 from images import read_label, row_parts, write_png
 from metrics import Protocol, SegmentationMetrics
-from tasks.base import HERE, Size, Task, check_choice, check_keys
+from tasks.base import HERE, Task, check_choice, check_keys
 from tasks.classes import CLASS_LISTS, NO_CLASS, check_classes, check_outputs, differing_classes, join_classes
 from tasks.dense import DenseTask
 from tasks.survey import share_table
@@ -256,7 +256,7 @@ class Segmentation(DenseTask):
         largest_first = [i for i in np.argsort(-counts, kind="stable") if counts[i] * 200 >= prediction.size]
         return [(self.classes[i].replace("_", " "), self.colors[i]) for i in largest_first]
 
-    def save(self, prediction: np.ndarray, path: Path, image: str = "", size: Size = (0, 0)) -> None:
+    def save(self, prediction: np.ndarray, path: Path) -> None:
         write_png(path, prediction.astype(np.uint8), self.palette)
 
 

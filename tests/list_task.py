@@ -122,7 +122,7 @@ class Spots(Task):
                 picture[min(int(y), height - 1), min(int(x), width - 1)] = 255
         return picture
 
-    def save(self, prediction, path, image="", size=(0, 0)):
+    def save(self, prediction, path):
         """In shares of a frame of 100x100, for the tests."""
         with whole_file(path) as temporary:
             temporary.write_text("".join(f"{x / 100:.6f} {y / 100:.6f}\n" for x, y in prediction[:, :2]))

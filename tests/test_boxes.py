@@ -316,7 +316,7 @@ def test_objects_are_saved_as_they_are_documented(tmp_path):
     objects = TASK.arrays(prediction)[0]
     assert objects["class"].tolist() == [0, 2], "below the least score nothing is shown"
     path = tmp_path / TASK.file_name("photo")
-    TASK.save(objects, path, "photo.jpg", (48, 64))
+    TASK.save_frame(objects, path, "photo.jpg", (48, 64))
     assert path.name == "photo_objects.json"
     assert json.loads(path.read_text()) == {
         "image": "photo.jpg", "width": 64, "height": 48,

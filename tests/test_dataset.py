@@ -269,10 +269,10 @@ def test_a_wrong_description_is_named(rooms_folder, tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("rgb/000001.png\tmasks/000001.png", "train.txt:2: 2 columns, but dataset.yaml says 4"),
+        ("rgb/000001.png\tmasks/000001.png", "train.txt:2: 2 columns, but dataset.yaml says 5"),
         ("rgb/000001.png masks/000001.png", "train.txt:2: 1 columns"),
-        ("rgb/nowhere.png\t-\t-\t-", "train.txt:2: image"),
-        ("-\t-\t-\t-", "train.txt:2: a frame needs an image"),
+        ("rgb/nowhere.png\t-\t-\t-\t-", "train.txt:2: image"),
+        ("-\t-\t-\t-\t-", "train.txt:2: a frame needs an image"),
     ],
 )
 def test_a_wrong_line_is_named(rooms_folder, tmp_path, line, message):

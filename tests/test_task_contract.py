@@ -53,7 +53,7 @@ def raw_of(task: Task, batch: int = 2, size: tuple[int, int] = SIZE) -> torch.Te
 
 def saved_label(task: Task, prediction: np.ndarray, folder: Path) -> np.ndarray:
     path = folder / f"label{task.suffix}"
-    task.save(prediction, path, "image.png", SIZE)
+    task.save_frame(prediction, path, "image.png", SIZE)
     section = task.read_section(task.section(), "test")
     assert task.misfit(section) == ""
     return task.at_size(task.read(path, section, folder / "image.png"), SIZE, section, path)
