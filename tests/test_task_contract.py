@@ -80,7 +80,9 @@ def test_another_camera_is_a_zoom(task):
     plain, zoomed = task.arrays(task.decode(raw, SIZE)), task.arrays(task.merge([(raw, 1.5, False)], SIZE))
     for one, other in zip(plain, zoomed, strict=True):
         found = task.for_camera(one, 1.5)
-        if task.follows_camera:
+        if task.name == "boxes":  # distances come from another task: test_boxes.test_objects_stand_in_space
+            assert found.dtype == one.dtype
+        elif task.follows_camera:
             assert found.dtype == other.dtype and np.allclose(found, other, atol=1e-6) and not np.allclose(found, one)
         else:
             assert found is one
