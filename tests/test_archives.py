@@ -15,7 +15,7 @@ import yaml
 from conftest import Script, only_error_line, only_holds, write_zip
 from helpers import existing_output_is_kept
 from official import archives
-from official_boxes import boxes_archives, boxes_are_a_task
+from official_boxes import boxes_archives
 from PIL import Image
 
 import prepare
@@ -23,11 +23,6 @@ from folders import read_folder
 from sources.archives import Source, finish
 
 COMMANDS = ["kitti", "camvid", "carvana", "voc", "coco", "pennfudan"]
-
-
-@pytest.fixture(autouse=True)
-def _boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    boxes_are_a_task(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from box_task import StandIn, boxes_of, report_of, write_boxes
+from box_sets import boxes_of, report_of, write_boxes
 from conftest import shared
 from PIL import Image
 
 from images import read_label
 from sources import validate
-from tasks import CLASS_LISTS, TASKS, box_formats, stored_boxes
+from tasks import CLASS_LISTS, box_formats, stored_boxes
 from tasks.box_files import boxes_at_size, read_box_section, read_boxes
 from tasks.box_formats import mask_boxes
 from tasks.stored_boxes import class_index
@@ -24,11 +24,6 @@ from user_input.values import ManyErrors
 SIZE = (50, 100)  # height, width
 YOLO = {"format": "yolo", "classes": ["cat", "dog"]}
 VOC = {"format": "voc", "classes": ["cat", "dog"]}
-
-
-@pytest.fixture(autouse=True)
-def _boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TASKS, "boxes", StandIn)
 
 
 def one(root: Path, section: dict[str, object], content: object, size: tuple[int, int] = SIZE) -> list[list[float]]:
@@ -292,7 +287,7 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"classes": ["a"]}, "boxes.format is missing; allowed: yolo, voc, coco, instances"),
         ({"format": "yollo", "classes": ["a"]}, "boxes.format is 'yollo' (did you mean 'yolo'?)"),
-        ({"format": "yolo"}, "boxes.classes must be a list of different names, or one of: nyu40, coco80, voc20"),
+        ({"format": "yolo"}, "boxes.classes must be a list of different names, or one of: nyu40, voc20, voc21, coco80"),
         ({"format": "yolo", "classes": "coco81"}, "boxes.classes is 'coco81' (did you mean 'coco80'?)"),
         ({"format": "yolo", "classes": ["a", "a"]}, "boxes.classes must be a list of different names"),
         ({"format": "yolo", "classes": ["a\x1b"]}, "names of printable letters"),

@@ -9,21 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from box_task import boxes_of, report_of
+from box_sets import boxes_of, report_of
 from conftest import only_holds, write_zip
 from official import Files, unpack
-from official_boxes import COCO_BOXES, annotation, boxes_are_a_task, coco, coco_json, coco_name
+from official_boxes import COCO_BOXES, annotation, coco, coco_json, coco_name
 
 import prepare
 from sources import coco as source
 from tasks import CLASS_LISTS
 
 NAMES = ("train2017", "val2017", "annotations_trainval2017")
-
-
-@pytest.fixture(autouse=True)
-def _boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    boxes_are_a_task(monkeypatch)
 
 
 def run(here: Path, files: dict[str, Files], names: tuple[str, ...] = NAMES) -> int:

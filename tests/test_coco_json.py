@@ -11,20 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from box_task import StandIn, boxes_of, report_of, write_boxes
+from box_sets import boxes_of, report_of, write_boxes
 
-from tasks import TASKS, coco_json
+from tasks import coco_json
 from tasks.coco_json import open_coco, parse_coco
 from user_input import json_stream
 from user_input.json_stream import JsonStream
 
 SIZE = (50, 100)  # height, width
 COCO = {"format": "coco", "classes": ["cat", "dog"]}
-
-
-@pytest.fixture(autouse=True)
-def _boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TASKS, "boxes", StandIn)
 
 
 def content(*annotations: dict[str, object], names: tuple[str, ...] = ("a.png", "b.png"), **other: object) -> dict:

@@ -8,19 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from box_task import StandIn, boxes_of, report_of
+from box_sets import boxes_of, report_of
 from conftest import shared
 
 import folders
 from folders import read_folder, read_list
 from images import write_png
-from tasks import CLASS_LISTS, TASKS
+from tasks import CLASS_LISTS
 from user_input.layouts import label_of
-
-
-@pytest.fixture(autouse=True)
-def _boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TASKS, "boxes", StandIn)
 
 
 def picture(path: Path, label: str | None = None, label_path: Path | None = None) -> None:

@@ -9,20 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from box_task import boxes_of, report_of
+from box_sets import boxes_of, report_of
 from conftest import only_holds, shared, write_zip
 from official import Files, png, unpack
-from official_boxes import boxes_are_a_task, pennfudan, people
+from official_boxes import pennfudan, people
 
 import prepare
 from images import read_label
 from sources import pennfudan as source
 from sources.pennfudan import validation_part
-
-
-@pytest.fixture(autouse=True)
-def _boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    boxes_are_a_task(monkeypatch)
 
 
 def lists(root: Path) -> dict[str, list[list[str]]]:

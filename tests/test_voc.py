@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from box_task import boxes_of, report_of
+from box_sets import boxes_of, report_of
 from conftest import only_holds, png
 from official import HEIGHT, WIDTH, Files, jpeg, picture, unpack
-from official_boxes import TEST, TRAINVAL, TRAINVAL_2012, boxes_are_a_task, voc, voc_ids, voc_mask, voc_xml, write_tar
+from official_boxes import TEST, TRAINVAL, TRAINVAL_2012, voc, voc_ids, voc_mask, voc_xml, write_tar
 from PIL import Image
 
 import prepare
@@ -21,11 +21,6 @@ from sources import voc as source
 from tasks import CLASS_LISTS
 
 NAMES = (TRAINVAL, TEST, TRAINVAL_2012)
-
-
-@pytest.fixture(autouse=True)
-def _boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    boxes_are_a_task(monkeypatch)
 
 
 def run(here: Path, files: dict[str, Files], names: tuple[str, ...] = NAMES) -> int:
