@@ -28,8 +28,8 @@ SHARED = ROOT.parent / "shared"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 LONGEST = (
-    "test_processes", "test_train", "test_faults", "test_export", "test_domains", "test_forkserver", "test_teach",
-    "test_benchmark", "test_hostile", "test_video", "test_app",
+    "test_train", "test_processes", "test_faults", "test_export", "test_domains", "test_teach", "test_benchmark",
+    "test_hostile", "test_video", "test_app",
 )  # fmt: skip
 
 

@@ -64,16 +64,14 @@ def finish(process: Process) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
-def wait_until(
-    condition: Callable[[], bool], process: forkserver.Fork | subprocess.Popen[str], seconds: float = 120
-) -> bool:
-    """Looks often; False when the process ended first."""
+def wait_until(condition: Callable[[], bool], process: Process, seconds: float = 120, pause_s: float = 0.001) -> bool:
+    """Looks each `pause_s`; False when the process ended first."""
     deadline = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None:
             return False
         assert time.monotonic() < deadline, "the training does not get there"
-        time.sleep(0.001)
+        time.sleep(pause_s)
     return True
 
 

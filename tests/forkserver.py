@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -273,8 +274,17 @@ class Requests:
             os.close(handle)
 
 
+def skip_destructors() -> None:
+    """At its end, this process leaves out the C++ destructors of the libraries that the server has loaded, 0.2 s of CPU
+    time in each fork. They free memory. All that Python does at its end, such as flushing C's stdout, comes before."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc
+        libc.on_exit(libc._exit, None)
+
+
 def become(words: list[str], cwd: str, environment: dict[str, str], new_session: bool) -> types.CodeType:
     """Turns the fork into the process of `python WORDS...`; returns the script's code."""
+    skip_destructors()
     if new_session:
         os.setsid()
     os.environ.clear()

@@ -40,6 +40,7 @@ def program(tmp_path: Path):
     ("import os; os.abort()", -signal.SIGABRT, "begin\n", ""),
     ("import atexit; atexit.register(print, 'end'); import threading; threading.Timer(0.1, print, ['thread']).start()",
      0, "begin\nthread\nend\n", ""),
+    ("import ctypes; ctypes.CDLL(None).puts(b'from C')", 0, "begin\nfrom C\n", ""),
 ])  # fmt: skip
 def test_exit_status_and_output(program, code, status, printed_by, error, fresh):
     process = program(f"print('begin', flush=True)\n{code}\n", fresh=fresh)

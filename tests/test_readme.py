@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 from conftest import ROOT
 from PIL import ExifTags, Image
 
 from images import SAMPLE
 
 README = (ROOT / "README.md").read_text()
+PAGES = (ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), *sorted(ROOT.glob("docs/*.md")))
 TASKS_PAGE = (ROOT / "docs" / "TASKS.md").read_text()
 
 
@@ -52,6 +55,35 @@ def test_the_files_that_it_names_exist():
         assert (ROOT / name).is_file(), name
 
 
+WITHOUT_A_COMMAND = {"benchmark.py": ["networks"]}
+
+
+def shown_commands() -> dict[tuple[str, ...], set[str]]:
+    """{(script, its command if it has some): the options that the pages give to it}."""
+    shown: dict[tuple[str, ...], set[str]] = {}
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        for name, rest in re.findall(r"\b(\w+\.py) ([^`\n#|;&]*)", text):
+            options = re.findall(r"(?<!\S)--(?!help)\w+", rest)
+            if options and (ROOT / name).is_file():
+                command = re.match(r"[a-z]\w*(?= )", rest)
+                words = [command[0]] if command else WITHOUT_A_COMMAND.get(name, [])
+                shown.setdefault((name, *words), set()).update(options)
+    return shown
+
+
+SHOWN = shown_commands()
+
+
+@pytest.mark.parametrize("words", SHOWN, ids=" ".join)
+def test_the_options_in_its_commands_exist(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [*words, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(words[0].removesuffix(".py")).main()
+    assert not ended.value.code
+    assert SHOWN[words] <= set(re.findall(r"--\w+", capsys.readouterr().out))
+
+
 def test_each_configuration_says_how_it_was_measured():
     for file in sorted((ROOT / "configs").glob("*.yaml")):
         head = [line for line in file.read_text().splitlines() if line.startswith("#")]
@@ -61,7 +93,7 @@ def test_each_configuration_says_how_it_was_measured():
 
 
 def test_links_lead_somewhere_and_pictures_are_small():
-    for page in (ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")):
+    for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
     pictures = [path for path in (ROOT / "media").iterdir() if path.suffix in (".png", ".jpg", ".gif")]
