@@ -109,11 +109,13 @@ def test_a_batch_takes_a_focal_length_for_each_picture(network):
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
-@pytest.mark.parametrize("orientation", [1, 6])
-def test_the_focal_length_is_read_from_exif_data(tmp_path, ending, orientation):
-    path = save_with_exif(tmp_path / f"photo.{ending}", picture(60, 80), 26, orientation)
+@pytest.mark.parametrize(("stored", "orientation", "upright"), [
+    ((60, 80), 1, (60, 80)), ((60, 80), 6, (80, 60)), ((80, 60), 1, (80, 60)), ((80, 60), 8, (60, 80)),
+])  # fmt: skip
+def test_the_focal_length_is_read_from_exif_data(tmp_path, ending, stored, orientation, upright):
+    path = save_with_exif(tmp_path / f"photo.{ending}", picture(*stored), 26, orientation)
     image, focal = read_photo(path)
-    assert image.shape[:2] == ((60, 80) if orientation == 1 else (80, 60))
+    assert image.shape[:2] == upright
     # Over the diagonal, 100 pixels, the field of view is that of 36 x 24 mm film.
     assert focal == pytest.approx(26 / math.hypot(36, 24) * 100 / 80)
     across = 2 * math.degrees(math.atan(math.hypot(36, 24) / 2 / 26))

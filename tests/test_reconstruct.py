@@ -14,6 +14,7 @@ import yaml
 from conftest import shared
 
 import reconstruct
+from deploy.field_of_view import FieldOfView
 from geometry import camera_with, scaled_camera
 from reconstruct import camera, image_to_cloud
 from scene3d.comparison import surface_metrics
@@ -355,18 +356,19 @@ class FlatDepth:
     """Stands for a network: everything is as far away as it says."""
 
     def __init__(self, depth_m: float) -> None:
-        self.tasks, self.depth_m = {"depth": Depth(max_m=80.0)}, depth_m
+        self.tasks, self.depth_m, self.cameras = {"depth": Depth(max_m=80.0)}, depth_m, {}
+        self.field_of_view = FieldOfView(self, "", None)
 
-    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, image: np.ndarray, focal: float | None = None) -> dict[str, np.ndarray]:
         return {"depth": np.full(image.shape[:2], self.depth_m, np.float32)}
 
 
 def test_points_of_one_image_reach_as_far_as_the_network(scan_folder):
     path = scan_folder / "rgb" / "003.png"
-    assert len(image_to_cloud(FlatDepth(60), path, None, 60, None).points) == 120 * 90
-    assert len(image_to_cloud(FlatDepth(60), path, camera("80,80,0,0"), 60, 61.0).points) == 120 * 90
+    assert len(image_to_cloud(FlatDepth(60), path, None, None).points) == 120 * 90
+    assert len(image_to_cloud(FlatDepth(60), path, camera("80,80,0,0"), 61.0).points) == 120 * 90
     with pytest.raises(ValueError, match=r"003.png: no point is left: .* 60.00 m away, beyond --max_depth 5"):
-        image_to_cloud(FlatDepth(60), path, None, 60, 5.0)
+        image_to_cloud(FlatDepth(60), path, None, 5.0)
 
 
 def test_a_file_of_export_py_runs_in_its_own_back_end(scan_folder, monkeypatch, tmp_path):
