@@ -91,7 +91,7 @@ def without_normals(folder: Path, tmp_path: Path, **changes: object) -> Path:
     (copy / "dataset.yaml").write_text(yaml.safe_dump(values | {"columns": ["image", "segmentation", "depth"]}))
     for split in ("train.txt", "val.txt"):
         lines = (copy / split).read_text().splitlines()
-        (copy / split).write_text("\n".join(line.rpartition("\t")[0] for line in lines))
+        (copy / split).write_text("\n".join("\t".join(line.split("\t")[:3]) for line in lines))
     return copy
 
 

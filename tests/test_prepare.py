@@ -209,7 +209,7 @@ def test_generated_rooms_and_frames_of_several_sizes(rooms_folder: Path, here: P
     folder = here / "rooms"
     shutil.copytree(rooms_folder, folder)
     write_png(folder / "tall.png", np.zeros((300, 40, 3), U8))
-    append(folder / "val.txt", "tall.png\t-\t-\t-\n")
+    append(folder / "val.txt", "tall.png\t-\t-\t-\t-\n")
     assert prepare.main(["check", str(folder), "--output", "."]) == 0
     assert (here / "check.png").is_file()
 

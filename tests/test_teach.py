@@ -184,7 +184,7 @@ def test_classes_must_fit_or_be_mapped(script, partial, trained, tmp_path):
 
 
 def test_images_outside_of_the_data_set_are_not_taught(script, partial, trained):
-    (partial / "train.txt").write_text("../elsewhere.png\t-\t-\t-")
+    (partial / "train.txt").write_text("../elsewhere.png\t-\t-\t-\t-")
     shutil.copy(next((partial / "rgb").iterdir()), partial.parent / "elsewhere.png")
     line = only_error_line(run_teacher(script, partial, trained / "best.pt"))
     assert "elsewhere.png: it is outside of" in line and not (partial / "taught").exists()
