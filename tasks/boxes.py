@@ -28,7 +28,7 @@ from tasks.box_files import boxes_at_size, open_boxes, read_box_section, read_bo
 from tasks.box_loss import box_loss, weight_of
 from tasks.box_selection import best_of, candidates, overlaps, select_boxes
 from tasks.box_survey import box_coverage, box_survey_lines, survey_boxes, suspicious_boxes
-from tasks.classes import check_classes, check_outputs, differing_classes, join_classes
+from tasks.classes import SharesClasses, check_classes, check_outputs
 from tasks.stored_boxes import StoredBoxes
 from utils import whole_file
 
@@ -44,7 +44,7 @@ OBJECT = np.dtype([
 
 
 @dataclass(frozen=True)
-class Boxes(Task):
+class Boxes(SharesClasses, Task):
     """Boxes of things. Labels (n, 7): x1, y1, x2, y2 in pixels, class, ignore, distance in metres. Predictions
     (B, 100, 7): x1, y1, x2, y2, score, class, distance; best score first, score 0 = none. Unknown distances are NaN."""
 
@@ -77,13 +77,6 @@ class Boxes(Task):
     def section(self) -> dict[str, object]:
         return {"format": "objects", "classes": list(self.classes)}
 
-    def misfit(self, section: Mapping[str, object]) -> str:
-        return differing_classes(section["classes"], self.classes)
-
-    @property
-    def is_part(self) -> bool:
-        return bool(self.outputs)
-
     def check_fields(self) -> None:
         check_classes(self.classes, self.colors)
         for name in ("most_overlap", "least_score"):
@@ -95,10 +88,6 @@ class Boxes(Task):
             check_outputs(self, len(head.classes))
         elif len(self.classes) != len(head.classes):
             raise ValueError(f"boxes: it has {len(self.classes)} classes, its head {len(head.classes)}")
-
-    @classmethod
-    def join(cls, tasks: Mapping[str, Boxes], merge: bool) -> tuple[Boxes, dict[str, Task]]:
-        return join_classes(tasks, merge)
 
     def with_thresholds(self, score: float | None, overlap: float | None) -> Boxes:
         given = {"least_score": score, "most_overlap": overlap}

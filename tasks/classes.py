@@ -86,6 +86,21 @@ def join_classes(tasks: Mapping[str, Classed], merge: bool) -> tuple[Classed, di
     }
 
 
+class SharesClasses:
+    """What tasks with a class list (`WithClasses`) answer alike: a mixin, which stands before the task's base class."""
+
+    def misfit(self: WithClasses, section: Mapping[str, object]) -> str:
+        return differing_classes(section["classes"], self.classes)
+
+    @property
+    def is_part(self: WithClasses) -> bool:
+        return bool(self.outputs)
+
+    @classmethod
+    def join(cls, tasks: Mapping[str, Classed], merge: bool) -> tuple[Classed, dict[str, Task]]:
+        return join_classes(tasks, merge)
+
+
 def _different(colors: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
     """The colors, with each repetition replaced by an unused color of the palette."""
     used = set(colors)

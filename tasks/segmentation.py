@@ -22,14 +22,14 @@ from geometry import argmax_resized, resize_raw
 from images import read_label, row_parts, write_png
 from metrics import Protocol, SegmentationMetrics
 from tasks.base import HERE, Task, check_choice, check_keys
-from tasks.classes import CLASS_LISTS, NO_CLASS, check_classes, check_outputs, differing_classes, join_classes
+from tasks.classes import CLASS_LISTS, NO_CLASS, SharesClasses, check_classes, check_outputs
 from tasks.dense import DenseTask
 from tasks.survey import share_table
 from user_input.values import convert, near
 
 
 @dataclass(frozen=True)
-class Segmentation(DenseTask):
+class Segmentation(SharesClasses, DenseTask):
     """A class for each pixel. Labels (H, W) uint8 ids, 255 = none; predictions (B, H, W) uint8."""
 
     name = "segmentation"
@@ -87,13 +87,6 @@ class Segmentation(DenseTask):
     def section(self) -> dict[str, object]:
         return {"classes": list(self.classes), "colors": [list(color) for color in self.colors], "ignore": NO_CLASS}
 
-    def misfit(self, section: Mapping[str, object]) -> str:
-        return differing_classes(section["classes"], self.classes)
-
-    @property
-    def is_part(self) -> bool:
-        return bool(self.outputs)
-
     def check_fields(self) -> None:
         super().check_fields()
         check_choice("loss_kind", self.loss_kind, CHOICES["segmentation_loss"])
@@ -111,10 +104,6 @@ class Segmentation(DenseTask):
             super().check_part_of(head)
         else:
             check_outputs(self, head.channels)
-
-    @classmethod
-    def join(cls, tasks: Mapping[str, Segmentation], merge: bool) -> tuple[Segmentation, dict[str, Task]]:
-        return join_classes(tasks, merge)
 
     def read(self, path: Path, section: Mapping[str, object], image: Path) -> np.ndarray:
         label = read_label(path)
