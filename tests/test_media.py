@@ -72,6 +72,11 @@ def test_the_script(script, trained, rooms_folder, tmp_path):
     done = script(PICTURES, "cloud", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "media" / "cloud.jpg").width == 1440
+    done = script(PICTURES, "overview", *options, "--name", "room", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    width, height = Image.open(options[-1]).size
+    drawn = Image.open(tmp_path / "media" / "room.jpg")
+    assert drawn.width == 4 * width and drawn.height > height  # the image and three tasks
     shutil.copytree(rooms_folder, tmp_path / "other")
     yaml_file = tmp_path / "other" / "dataset.yaml"
     yaml_file.write_text(yaml_file.read_text().replace("name: rooms", "name: other"))

@@ -1,5 +1,6 @@
 """The pictures of the README, from the project's own networks; `make media` makes all of them.
 
+    python -m tools.readme_pictures overview --checkpoint C --picture photo.jpg      # media/overview.jpg
     python -m tools.readme_pictures results --checkpoint C --data dataset/camvid dataset/redkitchen  # media/results.jpg
     python -m tools.readme_pictures surface --checkpoint C --data dataset/redkitchen                 # media/surface.jpg
     python -m tools.readme_pictures cloud --checkpoint C --picture photo.jpg                         # media/cloud.jpg
@@ -25,7 +26,7 @@ from deploy.predictor import Predictor
 from drawing import Panel, letterbox, palette_of, side_by_side
 from folders import read_folder, read_list
 from geometry import camera_with
-from images import SAMPLE, read_image, write_jpeg
+from images import SAMPLE, read_image, read_photo, write_jpeg
 from scene3d.floor_plan import draw_plan, facets, find_up
 from scene3d.fusion import Fusion, Surface, back_project, cloud, fuse, views_of
 from scene3d.posed_images import read_scan
@@ -35,17 +36,28 @@ from utils import require, run, setup_cpu
 
 MEDIA = Path("media")
 PANEL_WIDTH = 320  # pixels, as shown in the README
+WIDTH = 1440  # of pictures that are a single row
 SURFACE_SIZE = (540, 720)  # height, width
 PAGE_SIZE = (1400, 960)  # width, height of the browser
 VOXEL_M, MAX_DEPTH_M = 0.02, 5.0
 
 
-# ---------------------------------------------------------------------------------------------- results
+# ---------------------------------------------------------------------------------------------- predictions
 
 
 def smaller(image: np.ndarray, width: int = PANEL_WIDTH) -> np.ndarray:
     height = round(image.shape[0] * width / image.shape[1])
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def draw_overview(predictor: Predictor, path: Path) -> np.ndarray:
+    """A picture beside all that the network predicts, as inference.py draws it."""
+    image, focal = read_photo(path)
+    found = predictor(image, focal)
+    panels: list[Panel] = [("image", image, [])]
+    for name, task in predictor.tasks.items():
+        panels.append((name, task.panel(found[name], image), task.legend(found[name])))
+    return side_by_side(panels)
 
 
 def draw_results(predictor: Predictor, root: Path, split: str, count: int) -> np.ndarray:
@@ -232,7 +244,7 @@ def photograph_app(checkpoint: Path, picture: Path, size: tuple[int, int]) -> np
 
 def main() -> None:
     parser = Parser(description="The pictures of the README.")
-    parser.add_argument("what", choices=("results", "surface", "cloud", "app"))
+    parser.add_argument("what", choices=("overview", "results", "surface", "cloud", "app"))
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
     parser.add_argument(
         "--data", nargs="+", type=Path, metavar="FOLDER",
@@ -240,7 +252,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--split", default="val", help="results: of the data sets")
     parser.add_argument("--frames", type=positive_int, default=2, help="results: how many of each data set")
-    parser.add_argument("--picture", type=Path, default=SAMPLE, metavar="IMAGE", help="cloud, app: a photo")
+    parser.add_argument("--picture", type=Path, default=SAMPLE, metavar="IMAGE", help="overview, cloud, app: a photo")
     parser.add_argument("--name", help="of the file in media/, without its ending; default: what is drawn")
     arguments = parser.parse_args()
     if arguments.what in ("results", "surface") and not arguments.data:
@@ -255,9 +267,11 @@ def main() -> None:
             rows = [draw_results(predictor, folder, arguments.split, arguments.frames) for folder in arguments.data]
             picture = stack(rows)
         elif arguments.what == "surface":
-            picture = smaller(draw_surface(predictor, arguments.data[0]), 1440)
+            picture = smaller(draw_surface(predictor, arguments.data[0]), WIDTH)
         else:
-            picture = smaller(draw_cloud(predictor, arguments.picture), 1440)
+            draw = draw_overview if arguments.what == "overview" else draw_cloud
+            picture = draw(predictor, arguments.picture)
+            picture = smaller(picture, min(WIDTH, picture.shape[1]))
     write_jpeg(output, picture)
     print(f"{output}: {output.stat().st_size // 1024} kB")
 
