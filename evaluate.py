@@ -3,6 +3,7 @@
 python evaluate.py --checkpoint runs/x/best.pt                      # the data set that it was trained on
 python evaluate.py --checkpoint C --data dataset/nyud --split val --crop eigen --cap 10 --mirror
 python evaluate.py --checkpoint runs/joint/best.pt --against runs/camvid/best.pt runs/redkitchen/best.pt  # Delta-m
+python evaluate.py --checkpoint C --worst 8                         # and pictures of the worst frames
 torchrun --nproc-per-node 8 -- evaluate.py --checkpoint C    # each process takes a part of the frames
 """
 
@@ -20,16 +21,18 @@ import torch
 
 import distributed
 from config import make_config
+from dataset import Frames
 from deploy.backends import BACKENDS, Backend, open_network
 from folders import Folder, read_folder
 from metrics import CROPS, Protocol
 from model import Network
 from networks.checkpoints import DEFAULT_CHECKPOINT, check_sha256, pick_checkpoint
 from tasks import Task
-from training.evaluation import Settings, evaluate_folder, pick_tasks
+from training.evaluation import Settings, evaluate_folder, frames_of, pick_tasks
+from training.worst_frames import write_worst
 from user_input.flags import Parser, number
 from user_input.values import convert
-from utils import pick_device, run, setup_cpu, whole_file
+from utils import pick_device, pick_precision, run, setup_cpu, whole_file
 
 
 def table(tasks: Mapping[str, Task], values: Mapping[str, float]) -> str:
@@ -132,6 +135,10 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--scales", type=scales_of, default=(1.0,), metavar="S,S,...", help="average over these scales of the picture"
     )
+    parser.add_argument(
+        "--worst", type=number(int, 1, 1000), metavar="N",
+        help="also draw the N frames that are worst in each task, beside the report",
+    )  # fmt: skip
     parser.add_argument("--batch_size", type=number(int, 1, 4096), default=4)
     parser.add_argument(
         "--workers", type=number(int, 0, 256), default=2,
@@ -185,13 +192,18 @@ def report(arguments: argparse.Namespace, device: torch.device) -> None:
             continue
         print(f"{path} on {count} frames of {folder.root} ({split})")
         print(table(tasks, values))
-        write_report(
-            path.with_name(f"{path.stem}-{folder.name}-{split}.json") if arguments.against or not arguments.output
-            else Path(arguments.output),
-            {"checkpoint": str(path), "data": str(folder.root), "split": split, "frames": count,
-             "protocol": dataclasses.asdict(protocol), "scales": list(arguments.scales), "mirror": arguments.mirror,
-             "metrics": values},
-        )  # fmt: skip
+        own = arguments.against or not arguments.output
+        output = path.with_name(f"{path.stem}-{folder.name}-{split}.json") if own else Path(arguments.output)
+        content = {
+            "checkpoint": str(path), "data": str(folder.root), "split": split, "frames": count,
+            "protocol": dataclasses.asdict(protocol), "scales": list(arguments.scales), "mirror": arguments.mirror,
+            "metrics": values,
+        }  # fmt: skip
+        if arguments.worst:
+            mine = settings_for(network, settings)
+            frames = frames_of(network, folder, split, tasks, mine)
+            content["worst"] = draw_worst(network, frames, arguments.worst, output.with_suffix(""), mine)
+        write_report(output, content)
     if singles:
         rows = compare(results.values(), singles, split, settings)
         if not distributed.is_main():
@@ -204,6 +216,19 @@ def report(arguments: argparse.Namespace, device: torch.device) -> None:
         print(f"{'Delta-m':{width}}  {'':7}  {'':7}  {mean:+7.2%}")
         output = Path(arguments.output) if arguments.output else path.with_name(f"{path.stem}-delta-m.json")
         write_report(output, {"checkpoint": str(path), "split": split, "changes": rows, "delta_m": mean})
+
+
+def draw_worst(
+    network: Network | Backend, frames: Frames, count: int, folder: Path, settings: Settings
+) -> dict[str, list[dict[str, object]]]:
+    """Draws the worst frames of each task into the folder, prints their list and returns it."""
+    precision = pick_precision(settings.config.precision, settings.device)
+    worst = write_worst(network, frames, count, folder, settings.device, precision, settings.protocol, settings.mirror)
+    for name, rows in worst.items():
+        for row in rows:
+            metric = frames.tasks[name].best
+            print(f"{name:13} {metric} {row[metric]:.4g}  {row['image']}  drawn in {row['picture']}")
+    return worst
 
 
 def write_report(path: Path, report: Mapping[str, object]) -> None:

@@ -30,8 +30,7 @@ from torch.utils.data import DataLoader
 import distributed
 from config import Config, add_settings, plain
 from dataset import Frames, batches_of, eval_loader
-from drawing import side_by_side
-from model import Network, build_network, count_cost, freeze_batch_norm, predict_batch
+from model import Network, build_network, count_cost, freeze_batch_norm
 from tasks import Task
 from training.best import Best, choose_best
 from training.data import cameras_of, load_data, some_labels
@@ -40,28 +39,11 @@ from training.log import Log
 from training.mixture import Mixture, frames_of_step, steps_per_epoch, train_loader
 from training.resume import locked, resume_run, start_from, start_run
 from training.step import Training, check_finite
+from training.worst_frames import draw_frame, predict_frame
 from user_input.flags import Parser
-from utils import autocast, machine, pick_device, pick_precision, run, seed_everything, setup_cpu, whole_file
+from utils import machine, pick_device, pick_precision, run, seed_everything, setup_cpu, whole_file
 
 # ---------------------------------------------------------------------------------------------- reports
-
-
-@torch.inference_mode()
-def validation_picture(
-    network: Network, frames: Frames, index: int, device: torch.device, precision: torch.dtype
-) -> np.ndarray:
-    """A validation frame: the image, then each task's label and prediction. The network must be in eval mode."""
-    sample = frames[index]
-    size = tuple(sample["image"].shape[1:])
-    image = sample["image"][None].to(device)
-    with autocast(device, precision):
-        prediction = predict_batch(network, image, dict.fromkeys(network.tasks, size), tasks=frames.tasks)
-    panels = [("image", sample["image"].permute(1, 2, 0).numpy(), [])]
-    for name, task in frames.tasks.items():
-        (shown,), frame_size = task.arrays(prediction[name]), tuple(sample["size"].tolist())
-        panels.append((f"{name}, label", task.draw(sample[name].numpy(), frame_size, size), []))
-        panels.append((f"{name}, predicted", task.draw(shown, size), task.legend(shown)))
-    return side_by_side(panels)
 
 
 def summary(training: Training, mixture: Mixture, val: Mapping[str, Frames], epoch_steps: int) -> str:
@@ -311,7 +293,10 @@ def evaluate_and_keep(run: Run, epoch: int, done: int) -> None:
         log.picture(done, f"val/{name}", chart)
     for name, loader in run.val_loaders.items() if distributed.is_main() else ():
         for index in range(min(3, len(loader.dataset))):
-            picture = validation_picture(network, loader.dataset, index, device, precision)
+            frames, sample = loader.dataset, loader.dataset[index]
+            size = tuple(sample["image"].shape[1:])  # the predictions need not be larger than they are shown
+            found = predict_frame(network, frames, sample, size, device, precision)
+            picture = draw_frame(frames.tasks, sample, found, size)
             log.picture(done, f"val/{name}/{index}", picture)
     if improved:
         training.best = training.metrics[best.name]

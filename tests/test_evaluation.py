@@ -11,9 +11,11 @@ import torch
 from config import make_config
 from dataset import Frames, eval_loader
 from folders import make_tasks, read_folder, read_list
+from images import read_image
 from metrics import Protocol
 from tasks import Segmentation
 from training.evaluation import accumulate, pick_tasks, values_of
+from training.worst_frames import write_worst
 
 SETTINGS = make_config({"long_side": "0", "workers": "0", "batch_size": "3"}, "test")
 
@@ -65,3 +67,29 @@ def test_the_tasks_that_fit_a_data_set_are_picked(frames, tmp_path):
         pick_tasks(OnTheCpu(joint, {"x": network.domains["x"]}), folder, tmp_path)
     with pytest.raises(ValueError, match="does not know 'z'; it has: x, y"):
         pick_tasks(network, folder, tmp_path, "z")
+
+
+def test_the_worst_frames_are_found_and_drawn(frames, tmp_path):
+    """A frame alone, evaluated as a list of one, has the same value; a frame without a label has none."""
+    network, cpu = OnTheCpu(frames.tasks), torch.device("cpu")
+    frames.frames = list(frames.frames)
+    without = dict(frames.frames[0].labels)
+    del without["depth"]
+    frames.frames[0] = dataclasses.replace(frames.frames[0], labels=without)
+    wanted: dict[str, dict[str, float]] = {"miou": {}, "rmse": {}}
+    for frame in frames.frames:
+        alone = Frames(frames.folder, [frame], frames.tasks, SETTINGS, train=False)
+        values = values_of(accumulate(network, eval_loader(alone, SETTINGS), cpu, tasks=frames.tasks))
+        for task, metric in (("segmentation", "miou"), ("depth", "rmse")):
+            if f"{task}/{metric}" in values:
+                wanted[metric][str(frame.image)] = values[f"{task}/{metric}"]
+    assert len(wanted["rmse"]) == len(wanted["miou"]) - 1 >= 2
+    worst = write_worst(network, frames, 2, tmp_path / "worst", cpu)
+    for task, metric, sign in (("segmentation", "miou", 1), ("depth", "rmse", -1)):
+        first = sorted(wanted[metric].items(), key=lambda item: sign * item[1])[:2]
+        assert [(row["image"], row[metric]) for row in worst[task]] == first
+    files = {path.name for path in (tmp_path / "worst").iterdir()}
+    assert files == {"segmentation-1.jpg", "segmentation-2.jpg", "depth-1.jpg", "depth-2.jpg"}
+    height, width = read_image(frames.frames[1].image).shape[:2]
+    drawn = read_image(tmp_path / "worst" / "depth-1.jpg")
+    assert drawn.shape[1] == 5 * width and drawn.shape[0] > height, "the image, and of two tasks label and prediction"

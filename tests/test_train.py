@@ -108,12 +108,28 @@ def test_it_learns(rooms_folder, tiny_settings, script, tmp_path):
 
 def test_evaluation_options(trained, script, tmp_path):
     output = tmp_path / "e.json"
-    options = ["--mirror", "--scales", "0.75,1", "--cap", "3", "--per_image", "--split", "train", "--batch_size", 5]
+    options = [
+        "--mirror",
+        "--scales",
+        "0.75,1",
+        "--cap",
+        "3",
+        "--per_image",
+        "--split",
+        "train",
+        "--batch_size",
+        5,
+        "--worst",
+        1,
+    ]
     done = script("evaluate.py", "--checkpoint", trained / "best.pt", "--workers", 0, "--output", output, *options)
     assert done.returncode == 0, done.stderr
     report = json.loads(output.read_text())
     assert report["frames"] == 12 and report["mirror"] and report["scales"] == [0.75, 1.0]
     assert report["protocol"] == {"crop": "none", "cap_m": 3.0, "per_image": True}
+    (worst,) = report["worst"]["depth"]
+    assert worst["rmse"] > report["metrics"]["depth/rmse"], "per image, the mean is below the worst"
+    assert worst["picture"] == str(tmp_path / "e" / "depth-1.jpg") and Path(worst["picture"]).is_file()
 
 
 def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(tiny_settings, trained, script, tmp_path):

@@ -107,18 +107,25 @@ class Settings:
     mirror: bool
 
 
+def frames_of(
+    network: Network | Backend, folder: Folder, split: str, tasks: Mapping[str, Task], settings: Settings
+) -> Frames:
+    """The frames of a split, at the size that the network takes."""
+    # The size of the images is the network's own; the machine's settings are those of the command line.
+    config = dataclasses.replace(settings.config, long_side=network.config.long_side)
+    return Frames(folder, read_list(folder, split), tasks, config, False, settings.scales)
+
+
 def evaluate_folder(
     network: Network | Backend, folder: Folder, split: str, tasks: Mapping[str, Task], settings: Settings
 ) -> tuple[dict[str, float], int]:
     """The metrics on a split of a data set, and its number of frames."""
-    # The size of the images is the network's own; the machine's settings are those of the command line.
-    config = dataclasses.replace(settings.config, long_side=network.config.long_side)
-    frames = Frames(folder, read_list(folder, split), tasks, config, False, settings.scales)
+    frames = frames_of(network, folder, split, tasks, settings)
     if isinstance(network, Network):
         network = network.to(settings.device, memory_format=torch.channels_last)
-    precision = pick_precision(config.precision, settings.device)
+    precision = pick_precision(settings.config.precision, settings.device)
     metrics = accumulate(
-        network, eval_loader(frames, config, pin=settings.device.type == "cuda"), settings.device, precision,
+        network, eval_loader(frames, frames.config, pin=settings.device.type == "cuda"), settings.device, precision,
         settings.protocol, settings.mirror, progress=True, tasks=tasks,
     )  # fmt: skip
     return values_of(metrics), len(frames)
