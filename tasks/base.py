@@ -42,7 +42,7 @@ class Task(Teachable, ABC):
     name: ClassVar[str]
     best: ClassVar[str]  # the metric that decides which checkpoint is kept
     directions: ClassVar[Mapping[str, int]]  # metric -> 1: higher is better, -1: lower is better
-    gives: ClassVar[str] = ""  # what a pixel of a prediction holds: "classes" (ids), "metres"; "" = anything else
+    gives: ClassVar[str] = ""  # of a prediction: "classes" or "metres" in each pixel, "objects"; "" = anything else
     derived_from: ClassVar[str] = ""  # the task whose label `derive` takes, for frames without a file of this task
     needs_camera: ClassVar[bool] = False  # whether `derive` needs the intrinsics
     follows_camera: ClassVar[bool] = False  # whether `for_camera` changes anything
