@@ -1,4 +1,4 @@
-"""Web page for single pictures: upload one, see its classes and depth, turn its points in 3D, download the values.
+"""Web page for single pictures: see classes, depth and objects, turn the points in 3D, download the values.
 
     python app.py       # the networks of all runs, or the weights in model/, at http://127.0.0.1:7860
     python app.py --checkpoint a/best.pt b.xml --port 8000    # these; .onnx and .xml files as well
@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +36,12 @@ from scene3d.fusion import cloud
 from tasks import task_giving
 from user_input.flags import Parser, number, positive_int
 from utils import require, run, setup_cpu
-from webpage.charts import cloud_plot, hover_plot, shares
-from webpage.guard import ANSWER, Guard
+from webpage.charts import cloud_plot, hover_plot
+from webpage.guard import ANSWER, Guard, uploads_only
+from webpage.tables import shares, things
 
 if TYPE_CHECKING:
     import gradio
-
-Move = Callable[["str | Path | None"], Awaitable["str | None"]]
 
 TITLE = "Joint semantic segmentation and depth"
 NETWORKS_KEPT = 2  # in memory
@@ -96,8 +95,9 @@ class Viewer:
         """Predicts. name: of the network; domain: a data set of its training, or ALL; over: the task to draw over the
         picture; fov: horizontal, in degrees, 0 = as its EXIF data say, and without them 60 for the points alone.
 
-        Returns the values of the page's parts: (picture, overlay), depth chart, rows of classes, 3D chart, files, and
-        a line of text; None or [] where the network has no such task. Raises ValueError or FileNotFoundError.
+        Returns the values of the page's parts: (picture, overlay), depth chart, rows of classes, rows of objects, 3D
+        chart, files, and a line of text; None where the network has no such task. Raises ValueError or
+        FileNotFoundError.
         """
         image, known = self.read(Path(upload))
         backend = self.network(name).backend
@@ -112,7 +112,7 @@ class Viewer:
         classes, colors = (tasks[by_class].classes, tasks[by_class].colors) if by_class else ((), ())
 
         stem = self.new_folder() / (Path(upload).stem.encode()[:STEM_BYTES].decode(errors="ignore") or "picture")
-        save_predictions(stem, image, tasks, found)
+        save_predictions(stem, image, tasks, found, Path(upload).name)
         metres = turn = None
         if depth is not None:
             metres = hover_plot(tasks[by_metres], depth, ids, classes)
@@ -129,21 +129,11 @@ class Viewer:
         over_image = tasks[over].overlay(found[over], shown, (height, width), 0.65) if over in tasks else shown
         line = f"{name}: {width} x {height} pixels, {took_ms:.0f} ms in {predictor.backend.name}; {', '.join(tasks)}"
         about = view.line(known, height, width)
-        rows = shares(tasks[by_class], ids, depth) if by_class else []
+        rows = shares(tasks[by_class], ids, depth) if by_class else None
+        by_object = task_giving("objects", tasks)
+        objects = things(tasks[by_object], found[by_object]) if by_object else None
         files = sorted(str(path) for path in stem.parent.iterdir())
-        return (shown, over_image), metres, rows, turn, files, f"{line}; {about}" if about else line
-
-
-def uploads_only(move: Move) -> Move:
-    """Wraps gradio's file intake so that URLs are refused: gradio would download them (SSRF)."""
-    import gradio
-
-    async def refuse_addresses(path: str | Path | None) -> str | None:
-        if "://" in str(path):
-            raise gradio.Error("pictures are taken from uploads only", print_exception=False)
-        return await move(path)
-
-    return refuse_addresses
+        return (shown, over_image), metres, rows, objects, turn, files, f"{line}; {about}" if about else line
 
 
 # ---------------------------------------------------------------------------------------------- the page
@@ -171,20 +161,13 @@ def look(viewer: Viewer, upload: str | None, name: str, domain: str, over: str, 
     import gradio
 
     if upload is None:
-        return (gradio.skip(),) * 6
+        return (gradio.skip(),) * 7
     try:
-        slider, chart, rows, points, files, line = viewer(upload, name, domain, over, fov)
+        *parts, files, line = viewer(upload, name, domain, over, fov)
     except Exception as problem:
-        hidden = gradio.update(value=None, visible=False)
-        return hidden, hidden, hidden, hidden, gradio.update(value=None), in_words(problem)
-    return (
-        gradio.update(value=slider, visible=True),
-        gradio.update(value=chart, visible=chart is not None),
-        gradio.update(value=rows, visible=bool(rows)),
-        gradio.update(value=points, visible=points is not None),
-        files,
-        f"<p>{html.escape(line)}</p>",
-    )
+        return *(gradio.update(value=None, visible=False),) * 5, gradio.update(value=None), in_words(problem)
+    shown = [gradio.update(value=part, visible=part is not None) for part in parts]
+    return *shown, files, f"<p>{html.escape(line)}</p>"
 
 
 def choose(viewer: Viewer, name: str) -> tuple[Any, ...]:
@@ -232,15 +215,21 @@ def make_page(viewer: Viewer) -> gradio.Blocks:
                     table = gradio.Dataframe(
                         headers=["", "class", "share", "distance"], datatype=["html", "str", "str", "str"],
                         column_widths=["10%", "40%", "25%", "25%"], label="Classes", elem_id="classes",
-                        interactive=False, max_height=400,
+                        interactive=False, max_height=400, min_width=300,
                     )  # fmt: skip
-                    turn = gradio.Plot(label="In 3D: drag to turn", elem_id="cloud")
+                    # Its width moves the points to the next row; without objects they stand beside the classes.
+                    objects = gradio.Dataframe(
+                        headers=["", "object", "score", "distance", "x, y, z"], datatype=["html"] + ["str"] * 4,
+                        column_widths=["6%", "24%", "13%", "17%", "40%"], label="Objects; x right, y down, z forward",
+                        elem_id="objects", interactive=False, max_height=400, min_width=500, visible=False,
+                    )  # fmt: skip
+                    turn = gradio.Plot(label="In 3D: drag to turn", elem_id="cloud", min_width=300)
         # Not public: requirements-app.txt keeps gradio's version, and without the method there must be no page.
         if not hasattr(upload, "async_move_resource_to_block_cache"):
             raise ValueError("this version of gradio takes files in another way: pip install -r requirements-app.txt")
         upload.async_move_resource_to_block_cache = uploads_only(upload.async_move_resource_to_block_cache)
         hidden = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "network"}
-        inputs, outputs = [upload, name, domain, over, fov], [slider, metres, table, turn, files, line]
+        inputs, outputs = [upload, name, domain, over, fov], [slider, metres, table, objects, turn, files, line]
 
         def answer(*values: Any) -> tuple[Any, ...]:
             return look(viewer, *values)

@@ -7,7 +7,9 @@
 
 Folders of posed images: data sets of this project with `poses:`, 7-Scenes, TUM RGB-D (scene3d/posed_images.py). All in
 metres. The PLY file has red, green, blue and class_id for each point. A surface comes with NAME_points.ply (the points
-without triangles), NAME_plan.png (the floor plan) and NAME.json (classes, areas, metrics).
+without triangles), NAME_plan.png (the floor plan) and NAME.json (classes, areas, metrics). With a network that predicts
+boxes, NAME.json has the objects, too: of one image as in inference.py's NAME_objects.json, each with its position in
+the cloud; of many, those of the whole place (scene3d/objects.py), which are marked on the plan.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +34,7 @@ from networks.checkpoints import DEFAULT_CHECKPOINT, pick_checkpoint
 from scene3d.comparison import surface_metrics
 from scene3d.floor_plan import draw_plan, find_up
 from scene3d.fusion import Fusion, Surface, cloud, fuse, views_of
+from scene3d.objects import merge_sightings, plain_things
 from scene3d.posed_images import Scan, Shot, read_scan
 from tasks import task_giving
 from user_input.flags import Parser, number, positive_int, refuse
@@ -56,11 +60,16 @@ def camera(text: str) -> dict[str, float]:
 
 
 def image_to_cloud(
-    predictor: Predictor, path: Path, intrinsics: Mapping[str, float] | None, max_depth_m: float | None
+    predictor: Predictor,
+    path: Path,
+    intrinsics: Mapping[str, float] | None,
+    max_depth_m: float | None,
+    listed: Path | None = None,
 ) -> Surface:
-    """The points of one image. Without intrinsics, its camera has the predictor's field of view, or that of the image's
-    EXIF data, or UNKNOWN_DEGREES.
+    """The points of one image; where the network predicts boxes, its objects go into the file `listed`.
 
+    Without intrinsics, its camera has the predictor's field of view, or that of the image's EXIF data, or
+    UNKNOWN_DEGREES.
     max_depth_m: farther points are left out; None = the task's range. Raises ValueError when no point is left.
     """
     image, known = read_photo(path)
@@ -80,6 +89,10 @@ def image_to_cloud(
     if not len(points.points):
         beyond = f"the nearest pixel is {depth.min():.2f} m away, beyond --max_depth {max_depth_m:g}"
         raise ValueError(f"{path}: no point is left: {beyond}")
+    if listed and (name := task_giving("objects", predictor.tasks)):
+        objects = predictor.tasks[name].in_space(found[name], intrinsics)
+        near = objects[~(objects["distance_m"] > max_depth_m)]
+        predictor.tasks[name].save_frame(near, listed, path.name, size)
     return points
 
 
@@ -110,13 +123,19 @@ def reconstruct(
     scan: Scan, shots: Sequence[Shot], predictor: Predictor | None, output: Path, voxel_m: float, max_depth_m: float
 ) -> dict[str, object]:
     """Writes the surface, its points and its plan. Returns the content of NAME.json."""
-    task = predictor.tasks.get(task_giving("classes", predictor.tasks)) if predictor else None
+    tasks = predictor.tasks if predictor else {}
+    task, things_task = (tasks.get(task_giving(what, tasks)) for what in ("classes", "objects"))
     classes, colors = (task.classes, task.colors) if task else ((), ())
     fusion, began = Fusion(voxel_m, len(classes), max_depth_m), time.monotonic()
-    fuse(scan, shots, fusion, predictor)
+    sightings = fuse(scan, shots, fusion, predictor)
     rate = len(shots) / (time.monotonic() - began)
     surface = fusion.mesh(views_of(shots))
-    panel, areas = draw_plan(surface, find_up(surface, [shot.pose for shot in shots]), classes, colors)
+    things = merge_sightings(sightings, views_of(shots))  # as many views as of a place of the surface
+    marks = [
+        (thing["xyz_m"], things_task.classes[thing["class"]].replace("_", " "), things_task.colors[thing["class"]])
+        for thing in things
+    ]
+    panel, areas = draw_plan(surface, find_up(surface, [shot.pose for shot in shots]), classes, colors, marks)
     surface.write(output)
     points = dataclasses.replace(surface, triangles=surface.triangles[:0])  # for programs that read only clouds
     points.write(output.with_name(f"{output.stem}_points.ply"))
@@ -127,7 +146,12 @@ def reconstruct(
         if area < 0.005:
             continue  # nothing of two digits
         print(f"{name:24} {area:6.2f} m2 seen from above")
-    return {"pictures": len(shots), "voxel_m": voxel_m, "classes": list(classes), "areas_m2": areas, "rate": rate}
+    report = {"pictures": len(shots), "voxel_m": voxel_m, "classes": list(classes), "areas_m2": areas, "rate": rate}
+    if things_task is None:
+        return report
+    for name, count in Counter(text for _, text, _ in marks).most_common():
+        print(f"{name:24} {count:3} in the place")
+    return report | {"objects": plain_things(things, things_task.classes)}
 
 
 def reconstruct_folder(arguments: argparse.Namespace, predictor: Predictor | None) -> None:
@@ -207,7 +231,7 @@ def main() -> None:
         names = ("checkpoint", "domain", "backend", "device")
         refuse(parser, arguments, names, "does nothing with --depth measured alone")
     if one:
-        points = image_to_cloud(predictor, source, arguments.camera, arguments.max_depth)
+        points = image_to_cloud(predictor, source, arguments.camera, arguments.max_depth, output.with_suffix(".json"))
         points.write(output)
         print(f"{output}: {len(points.points):,} points")
     else:

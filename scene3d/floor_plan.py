@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -10,13 +11,17 @@ import numpy as np
 from drawing import Panel, palette_of
 from scene3d.fusion import Surface
 from tasks import NO_CLASS
+from tasks.box_drawing import draw_boxes
 from utils import require
 
 CELL_M = 0.02
 MAX_CELLS = 4000  # along a side of the plan; a larger place gets larger cells
 UPRIGHT = np.cos(np.radians(25))  # a face whose normal is within 25 degrees of up or down counts as level
 FACES_DOWN = -0.5  # cosine to up below which a face looks down, such as a ceiling: it is not part of the plan
+MARK_PX = 5  # from the middle of a mark to its sides
 LEAST_M2 = 0.005  # a smaller area would be printed as 0.00
+
+Mark = tuple[np.ndarray, str, tuple[int, int, int]]  # position (3,) in the world, text, color
 
 
 def facets(surface: Surface) -> tuple[np.ndarray, np.ndarray]:
@@ -44,8 +49,22 @@ def find_up(surface: Surface, poses: Sequence[np.ndarray]) -> np.ndarray:
     return up
 
 
-def from_above(surface: Surface, up: np.ndarray) -> tuple[np.ndarray, float]:
-    """What lies on top: (H, W) int64, for each cell the nearest point of `surface`, -1 = nothing; a cell's side in m.
+@dataclass(frozen=True)
+class FromAbove:
+    """A surface seen from above."""
+
+    top: np.ndarray  # (H, W) int64: for each cell the nearest point of the surface that lies on top, -1 = nothing
+    cell_m: float
+    axes: np.ndarray  # (2, 3): unit vectors of the world to the right and down the page
+    corner_m: np.ndarray  # (2,): where the page begins along them
+
+    def cells(self, xyz_m: np.ndarray) -> np.ndarray:
+        """Points (N, 3) of the world -> their places on the page (N, 2), column and row in cells."""
+        return (xyz_m @ self.axes.T - self.corner_m) / self.cell_m
+
+
+def from_above(surface: Surface, up: np.ndarray) -> FromAbove:
+    """What lies on top of a surface.
 
     One ray a cell, straight down through its middle (Open3D's RaycastingScene).
     """
@@ -54,11 +73,11 @@ def from_above(surface: Surface, up: np.ndarray) -> tuple[np.ndarray, float]:
 
     normals, _ = facets(surface)
     triangles = surface.triangles[normals @ up > FACES_DOWN]
-    if not len(triangles):
-        return np.full((1, 1), -1), CELL_M
     right = np.cross(up, [1.0, 0, 0] if abs(up[0]) < 0.9 else [0, 1.0, 0])
     right /= np.linalg.norm(right)
     axes = np.stack([right, np.cross(right, up), up])
+    if not len(triangles):
+        return FromAbove(np.full((1, 1), -1), CELL_M, axes[:2], np.zeros(2))
     points = surface.points @ axes.T  # x to the right, y down the page, z up
     shown = points[triangles.ravel()]
     low, high = shown.min(0), shown.max(0)
@@ -79,17 +98,23 @@ def from_above(surface: Surface, up: np.ndarray) -> tuple[np.ndarray, float]:
     corner = np.stack([1 - u - v, u, v]).argmax(0)
     top = np.full((height, width), -1)
     top[seen] = triangles[triangle[seen], corner[seen]]
-    return top, cell_m
+    return FromAbove(top, cell_m, axes[:2], low[:2])
 
 
 def draw_plan(
-    surface: Surface, up: np.ndarray, classes: Sequence[str] = (), colors: Sequence[tuple[int, int, int]] = ()
+    surface: Surface,
+    up: np.ndarray,
+    classes: Sequence[str] = (),
+    colors: Sequence[tuple[int, int, int]] = (),
+    marks: Sequence[Mark] = (),
 ) -> tuple[Panel, dict[str, float]]:
     """The plan, and {class: m2 seen from above}, the largest first.
 
-    Drawn in the colors of the classes, or without classes in the surface's own.
+    Drawn in the colors of the classes, or without classes in the surface's own. `marks` are drawn over it; those
+    outside of it are left out.
     """
-    top, cell_m = from_above(surface, up)
+    page = from_above(surface, up)
+    top, cell_m = page.top, page.cell_m
     seen = top >= 0
     ids = np.where(seen, surface.classes[top], NO_CLASS)
     picture = np.full((*top.shape, 3), 255, np.uint8)
@@ -101,4 +126,20 @@ def draw_plan(
     ]
     picture = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     cv2.rectangle(picture, (8, 8), (8 + round(2 / cell_m), 12), (0, 0, 0), -1)
+    picture = _with_marks(picture, page, marks)
     return ("plan; the bar is 1 m", picture, legend), areas
+
+
+def _with_marks(picture: np.ndarray, page: FromAbove, marks: Sequence[Mark]) -> np.ndarray:
+    """The picture of a page, two pixels a cell, with a square and a text for each mark; the first lies on top."""
+    if not marks:
+        return picture
+    height, width = picture.shape[:2]
+    places = 2 * page.cells(np.array([place for place, _, _ in marks]))
+    shown = [
+        number
+        for number in range(len(marks))[::-1]
+        if ((places[number] >= 0) & (places[number] < (width, height))).all()
+    ]
+    boxes = np.concatenate([places - MARK_PX, places + MARK_PX], axis=1)[shown]
+    return draw_boxes(picture, boxes, [marks[i][1] for i in shown], [marks[i][2] for i in shown])

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from deploy.predictor import Predictor
 from geometry import scaled_camera
 from images import read_image
+from scene3d.objects import SIGHTING, sightings_of
 from scene3d.posed_images import Scan, Shot
 from tasks import NO_CLASS, task_giving
 from utils import require, whole_file
@@ -167,12 +168,15 @@ class Fusion:
 
 def fuse(
     scan: Scan, shots: Sequence[Shot], fusion: Fusion, predictor: Predictor | None, only_measured: bool = False
-) -> None:
+) -> np.ndarray:
     """Integrates the images: predicted depth and classes, or without a predictor the measured depth.
 
+    Returns the sightings of objects (scene3d/objects.py) up to the fusion's largest depth; () without any.
     `only_measured` drops predicted depth where no depth was measured. Raises ValueError when sizes differ.
     """
-    for shot in tqdm(shots, unit="image", disable=not sys.stderr.isatty()):
+    sightings = [np.zeros(0, SIGHTING)]
+    by_object = task_giving("objects", predictor.tasks) if predictor else ""
+    for number, shot in enumerate(tqdm(shots, unit="image", disable=not sys.stderr.isatty())):
         image, probabilities = read_image(shot.image), None
         if predictor is None:
             depth = scan.read_depth(shot)
@@ -184,7 +188,13 @@ def fuse(
                 check_size(shot, measured, image)
                 depth = np.where(measured > 0, depth, 0)
         check_size(shot, depth, image)
-        fusion.add(image, depth, scaled_camera(scan.camera, *depth.shape), shot.pose, probabilities)
+        camera = scaled_camera(scan.camera, *depth.shape)
+        fusion.add(image, depth, camera, shot.pose, probabilities)
+        if by_object:
+            objects = predictor.tasks[by_object].in_space(predictions[by_object], camera)
+            near = objects[objects["distance_m"] <= fusion.max_depth_m]
+            sightings.append(sightings_of(near, camera, shot.pose, depth.shape, number))
+    return np.concatenate(sightings)
 
 
 def check_size(shot: Shot, depth: np.ndarray, image: np.ndarray) -> None:

@@ -42,7 +42,7 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in (Segmentation, Depth
 
 
 def task_giving(what: str, tasks: Mapping[str, Task | type[Task]] = TASKS) -> str:
-    """The name of the first task whose predictions hold `what` in each pixel (Task.gives); "" = none does."""
+    """The name of the first task whose predictions hold `what` (Task.gives); "" = none does."""
     return next((name for name, task in tasks.items() if task.gives == what), "")
 
 

@@ -27,6 +27,7 @@ from config import Config
 from geometry import Pixels, View
 from loss import Loss
 from metrics import Metrics, Protocol
+from tasks.teaching import Teachable
 from user_input.values import near
 
 Size = tuple[int, int]  # height, width
@@ -35,18 +36,17 @@ Target = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
-class Task(ABC):
+class Task(Teachable, ABC):
     """Base class of all tasks. Subclasses are frozen dataclasses of plain types, stored as they are in checkpoints."""
 
     name: ClassVar[str]
     best: ClassVar[str]  # the metric that decides which checkpoint is kept
     directions: ClassVar[Mapping[str, int]]  # metric -> 1: higher is better, -1: lower is better
-    gives: ClassVar[str] = ""  # what a pixel of a prediction holds: "classes" (ids), "metres"; "" = anything else
+    gives: ClassVar[str] = ""  # of a prediction: "classes" or "metres" in each pixel, "objects"; "" = anything else
     derived_from: ClassVar[str] = ""  # the task whose label `derive` takes, for frames without a file of this task
     needs_camera: ClassVar[bool] = False  # whether `derive` needs the intrinsics
     follows_camera: ClassVar[bool] = False  # whether `for_camera` changes anything
     counted: ClassVar[str] = "pixels"  # what `difference` counts
-    sure: ClassVar[float] = 0.7  # default of teach.py --threshold: the least confidence of a teacher's label
     suffix: ClassVar[str] = ".png"  # of the files that `save` writes
 
     def __init_subclass__(cls, **arguments: object) -> None:
@@ -254,36 +254,6 @@ class Task(ABC):
     def smooth(self, earlier: Tensor, raw: Tensor, kept: Callable[[Size], Tensor]) -> Tensor:
         """Averages raw output of a video over time. kept(size) is (1, 1, *size): the share of what was there."""
         return raw
-
-    # ------------------------------------------------------------------------------ labels of teachers
-
-    @classmethod
-    def from_teacher(cls, section: Mapping[str, object], where: str) -> Task:
-        """The task of another project's network, whose outputs are described like the labels of a data set."""
-        return cls.from_section(cls.read_section(section, where), Config())
-
-    def from_graph(self, output: Tensor, probabilities: bool) -> Tensor:
-        """The output of another project's network -> raw output. Raises ValueError for one of another shape."""
-        raise ValueError(f"--teacher: {self.name} takes no teacher of another project")
-
-    def translation(
-        self, section: Mapping[str, object] | None, names: Mapping[str, str], where: str
-    ) -> tuple[Task, Callable[[np.ndarray], np.ndarray]]:
-        """(the data set's own task, a function from this task's predictions to that one's).
-
-        `section` is the data set's, None when it has none; `names` rename classes. Raises ValueError when they do not
-        fit.
-        """
-        raise ValueError(f"--task: {self.name} cannot be taught")
-
-    def teach(self, raw: Tensor, mirrored: Tensor, size: Size) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Raw outputs for frames of this size and for their mirror images -> (prediction, its confidence in 0..1) of
-        each frame."""
-        raise ValueError(f"--task: {self.name} cannot be taught")
-
-    def keep_sure(self, prediction: np.ndarray, confidence: np.ndarray, least: float) -> tuple[np.ndarray, int, int]:
-        """A teacher's prediction -> (label of what it is sure of, how much that is, of how much)."""
-        raise ValueError(f"--task: {self.name} cannot be taught")
 
     # ------------------------------------------------------------------------------ reports
 

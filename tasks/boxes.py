@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,21 +25,17 @@ from tasks.box_distance import distances
 from tasks.box_drawing import box_text, draw_boxes
 from tasks.box_files import boxes_at_size, open_boxes, read_box_section, read_boxes
 from tasks.box_loss import box_loss, weight_of
+from tasks.box_objects import OBJECT, write_objects
 from tasks.box_selection import best_of, candidates, overlaps, select_boxes
 from tasks.box_survey import box_coverage, box_survey_lines, survey_boxes, suspicious_boxes
 from tasks.classes import SharesClasses, check_classes, check_outputs
 from tasks.stored_boxes import StoredBoxes
-from utils import whole_file
 
 STRIDES = (8, 16, 32)  # of the maps whose cells find boxes
 LEAST_VISIBLE = 0.5  # of a box in a view: what is seen less of is neither a thing to find nor background
 LEAST_SIDE_PX = 2.0
 CLASS, IGNORE, SCORE, FOUND_CLASS, DISTANCE = 4, 5, 4, 5, 6  # columns of labels, and of predictions
 EMPTY_PAGE = 40  # gray on which boxes are drawn without a picture
-
-OBJECT = np.dtype([
-    ("box", "f4", 4), ("score", "f4"), ("class", "i4"), ("distance_m", "f4"), ("xyz_m", "f4", 3),
-])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,7 @@ class Boxes(SharesClasses, Task):
 
     name = "boxes"
     best = "ap"
+    gives = "objects"
     follows_camera = True  # its distances
     counted = "boxes"
     directions: ClassVar = DIRECTIONS
@@ -331,20 +327,4 @@ class Boxes(SharesClasses, Task):
         self.save_frame(prediction, path, "", (0, 0))
 
     def save_frame(self, prediction: np.ndarray, path: Path, image: str, size: Size) -> None:
-        """Writes {"image", "width", "height", "objects": [{"class", "score", "box", "distance_m", "xyz_m"}]}; null: not
-        known."""
-        objects = [
-            {
-                "class": self.classes[item["class"]], "score": rounded(item["score"], 4),
-                "box": [rounded(value, 2) for value in item["box"]], "distance_m": rounded(item["distance_m"], 3),
-                "xyz_m": None if np.isnan(item["xyz_m"]).any() else [rounded(value, 3) for value in item["xyz_m"]],
-            }
-            for item in prediction
-        ]  # fmt: skip
-        content = {"image": image, "width": size[1], "height": size[0], "objects": objects}
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
-
-
-def rounded(value: np.floating, digits: int) -> float | None:
-    return round(float(value), digits) if math.isfinite(value) else None
+        write_objects(path, prediction, self.classes, image, size)

@@ -12,6 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,18 @@ from PIL import Image
 
 import app
 from app import ALL, Viewer, choose, find_checkpoints, look, serve
-from benchmarks.timing import random_network
 from config import Config
 from deploy.predictor import Predictor
+from drawing import class_palette
+from model import build_network
 from networks.checkpoints import SHIPPED
 from scene3d.fusion import Surface
-from tasks import Depth, Segmentation
+from tasks import Boxes, Depth, Normals, Segmentation
+from tasks.box_objects import OBJECT
 from webpage import guard
-from webpage.charts import CLOUD_POINTS, cloud_plot, hover_plot, shares
+from webpage.charts import CLOUD_POINTS, cloud_plot, hover_plot
 from webpage.guard import delete_oldest, refusal
+from webpage.tables import shares, things
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TASK = Segmentation(classes=("wall", "a < b", "chair"), colors=((1, 2, 3), (40, 50, 60), (7, 8, 9)))
@@ -42,6 +46,19 @@ def test_shares_of_the_classes():
     rows = shares(TASK, ids, depth)
     assert [row[1:] for row in rows] == [["a < b", "75.0 %", "4.00 m"], ["wall", "12.5 %", "4.00 m"]]
     assert "rgb(40,50,60)" in rows[0][0] and shares(TASK, ids, None)[0][3] == ""
+
+
+def test_a_row_for_each_object():
+    task = Boxes(classes=("night_stand", "chair"), colors=((1, 2, 3), (40, 50, 60)))
+    objects = np.zeros(2, OBJECT)
+    objects["score"], objects["class"], objects["distance_m"] = (0.914, 0.3), (1, 0), (2.304, np.nan)
+    objects["xyz_m"] = ((0.4, -0.204, 2.304), (np.nan,) * 3)
+    rows = things(task, objects)
+    assert [row[1:] for row in rows] == [
+        ["chair", "91%", "2.30 m", "0.40, -0.20, 2.30"],
+        ["night stand", "30%", "", ""],
+    ]
+    assert "rgb(40,50,60)" in rows[0][0] and things(task, objects[:0]) == []
 
 
 def test_metres_under_the_pointer_are_those_of_their_pixels():
@@ -101,7 +118,13 @@ class RandomNetworks(Viewer):
     def network(self, name: str, domain: str = ALL) -> Predictor:
         if name not in self.opened:
             small = {"encoder": "mobilenetv2_100", "decoder_width": 16, "crp_stages": 1, "long_side": 96}
-            network = random_network(Config(encoder_weights="none", **small), 5, name.split("+"))
+            colors = tuple(map(tuple, class_palette()[1:6].tolist()))
+            known = {
+                "segmentation": Segmentation(classes=tuple("abcde"), colors=colors), "depth": Depth(),
+                "normals": Normals(), "boxes": Boxes(classes=tuple("abcde"), colors=colors, least_score=0.001),
+            }  # fmt: skip
+            tasks = {task: known[task] for task in name.split("+")}
+            network = build_network(Config(encoder_weights="none", **small), tasks, load_encoder=False)
             self.opened[name] = Predictor(network.eval(), "eager", "cpu")
         return self.opened[name]
 
@@ -109,24 +132,35 @@ class RandomNetworks(Viewer):
 SAMPLE = str(ROOT / "media" / "sample.jpg")
 
 
-@pytest.mark.parametrize("tasks", ["depth", "segmentation", "normals", "segmentation+depth"])
+@pytest.mark.parametrize("tasks", ["depth", "segmentation", "normals", "boxes", "depth+boxes", "segmentation+depth"])
 def test_parts_of_the_page_for_tasks_that_a_network_lacks_are_hidden(tasks, tmp_path):
     pytest.importorskip("gradio")
     viewer = RandomNetworks((tasks,), tmp_path)
-    slider, chart, rows, points, files, line = look(viewer, SAMPLE, tasks, ALL, tasks.split("+")[0], 60.0)
+    slider, chart, rows, objects, points, files, line = look(viewer, SAMPLE, tasks, ALL, tasks.split("+")[0], 60.0)
     picture, over = slider["value"]
     assert picture.shape == over.shape and slider["visible"] and f"; {tasks.replace('+', ', ')}" in line
     depth, classes = "depth" in tasks, "segmentation" in tasks
     assert (chart["visible"], points["visible"], rows["visible"]) == (depth, depth, classes)
     assert (chart["value"] is None, points["value"] is None, bool(rows["value"])) == (not depth, not depth, classes)
-    assert {Path(path).suffix for path in files} == {".jpg", ".png"} | ({".ply"} if depth else set())
+    boxes = "boxes" in tasks
+    assert objects["visible"] == bool(objects["value"]) == boxes
+    suffixes = {".jpg"} | ({".png"} if tasks != "boxes" else set()) | ({".ply"} if depth else set())
+    assert {Path(path).suffix for path in files} == suffixes | ({".json"} if boxes else set())
+    if boxes:
+        (file,) = (Path(path) for path in files if path.endswith("_objects.json"))
+        saved = json.loads(file.read_text())
+        assert (saved["image"], saved["width"], saved["height"]) == ("sample.jpg", 640, 480)
+        assert len(saved["objects"]) == len(objects["value"])
+        for (_, _, score, metres, place), item in zip(objects["value"], saved["objects"], strict=True):
+            assert score == f"{item['score']:.0%}"
+            assert (metres != "") == (item["distance_m"] is not None) == depth == (place != "")
     domain, choice, text = choose(viewer, tasks)
     assert text == "" and choice.visible == ("+" in tasks) and not domain.visible
 
 
 def test_old_answers_go(tmp_path):
     viewer = RandomNetworks(("depth",), tmp_path)
-    first = viewer(SAMPLE, "depth", ALL, "", 60.0)[4]
+    first = viewer(SAMPLE, "depth", ALL, "", 60.0)[5]
     for _ in range(5):
         viewer(SAMPLE, "depth", ALL, "", 60.0)
     assert not Path(first[0]).exists() and len(list(tmp_path.iterdir())) == app.ANSWERS_KEPT
@@ -135,7 +169,7 @@ def test_old_answers_go(tmp_path):
 def test_names_of_results_are_whole(tmp_path):
     name = "living room, seen from the door on a Sunday afternoon in November, before anybody had tidied up (2)"
     shutil.copy(SAMPLE, tmp_path / f"{name}.jpg")
-    files = RandomNetworks(("depth",), tmp_path / "..")(str(tmp_path / f"{name}.jpg"), "depth", ALL, "", 60.0)[4]
+    files = RandomNetworks(("depth",), tmp_path / "..")(str(tmp_path / f"{name}.jpg"), "depth", ALL, "", 60.0)[5]
     assert f"{name}_depth.png" in {Path(file).name for file in files}
 
 
@@ -367,17 +401,17 @@ def address(trained, tmp_path_factory) -> Iterator[str]:
     assert not list(kept.glob("app-*")), "uploads are still there"
 
 
-@pytest.fixture
-def page(address):
+@contextmanager
+def browser(address: str) -> Iterator:
     """The app in headless Chromium; it may ask nobody but the app for anything."""
     if not CHROMIUM:
         pytest.skip("needs Chromium: apt install chromium")
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
+        chromium = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--enable-unsafe-swiftshader"]
         )
-        page = browser.new_page(viewport={"width": 1400, "height": 1000}, accept_downloads=True)
+        page = chromium.new_page(viewport={"width": 1400, "height": 1000}, accept_downloads=True)
         page.set_default_timeout(60_000)
         asked = []
         page.on("request", lambda request: asked.append(request.url))
@@ -385,7 +419,13 @@ def page(address):
         page.wait_for_selector("#upload input[type=file]", state="attached")
         yield page
         assert not [url for url in asked if not url.startswith((address, "data:", "blob:"))]
-        browser.close()
+        chromium.close()
+
+
+@pytest.fixture
+def page(address):
+    with browser(address) as page:
+        yield page
 
 
 def photo(tmp_path: Path) -> Path:
@@ -407,6 +447,7 @@ def test_a_picture_goes_in_and_both_results_come_out(page, script, trained, tmp_
     assert page.locator("#slider img").count() == 2
     classes = page.inner_text("#classes")
     assert re.search(r"\d+\.\d %", classes) and re.search(r"\d\.\d\d m", classes)
+    assert not page.locator("#objects").is_visible(), "this network predicts no boxes"
 
     name = page.locator("#files .filename").first
     assert name.inner_text().startswith("my photo") and name.evaluate("it => it.scrollWidth <= it.clientWidth + 1")
@@ -456,3 +497,32 @@ def test_what_is_no_picture_gets_a_message(page, tmp_path):
     page.reload()  # and it goes on working
     page.locator("#sample").click()
     page.wait_for_selector("#metres .js-plotly-plot")
+
+
+def test_objects_stand_beside_the_classes(tmp_path):
+    """With a field of view, each has a position; the points move to the next row."""
+    pytest.importorskip("gradio")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        port = free_port()
+        served = serve(RandomNetworks(("segmentation+depth+boxes",), tmp_path), "127.0.0.1", port, max_mb=2)
+        try:
+            with browser(f"http://127.0.0.1:{port}") as page:
+                page.get_by_label("boxes", exact=True).check()
+                upload(page, photo(tmp_path))
+                page.wait_for_selector("#cloud .js-plotly-plot canvas")
+                page.wait_for_function("/\\d+%\\s+\\d+\\.\\d\\d m/.test(document.querySelector('#objects').innerText)")
+                assert not re.search(r"\d, -?\d+\.\d\d,", page.inner_text("#objects")), "the camera is not known"
+                page.locator("#fov input[type=number]").fill("60")
+                page.locator("#fov input[type=number]").blur()
+                page.wait_for_function("/\\d, -?\\d+\\.\\d\\d, \\d/.test(document.querySelector('#objects').innerText)")
+                classes, objects, points = (
+                    page.locator(name).bounding_box() for name in ("#classes", "#objects", "#cloud")
+                )
+                assert abs(classes["y"] - objects["y"]) < 5 and classes["x"] + classes["width"] <= objects["x"]
+                assert points["y"] >= classes["y"] + classes["height"]
+                names = page.locator("#files a").evaluate_all("links => links.map(link => link.download)")
+                assert "my photo_objects.json" in names
+        finally:
+            served.close(verbose=False)

@@ -1,4 +1,4 @@
-"""The page's table and charts (plotly)."""
+"""The page's charts (plotly)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,6 @@ if TYPE_CHECKING:
 
 HOVER_SIDE = 320  # values of the depth chart along a side
 CLOUD_POINTS = 20_000
-
-
-def shares(task: Task, ids: np.ndarray, depth: np.ndarray | None) -> list[list[str]]:
-    """A row for each class in the picture, largest first: HTML of its color, name, share, median distance."""
-    rows = []
-    counts = np.bincount(ids.ravel(), minlength=256)[: len(task.classes)]
-    for class_id in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]:
-        box = '<span style="color:rgb({},{},{})">&#9632;</span>'.format(*task.colors[class_id])
-        metres = f"{np.median(depth[ids == class_id]):.2f} m" if depth is not None else ""
-        rows.append([box, task.classes[class_id], f"{100 * counts[class_id] / ids.size:.1f} %", metres])
-    return rows
 
 
 def hover_plot(

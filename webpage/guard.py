@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import shutil
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+Move = Callable[["str | Path | None"], Awaitable["str | None"]]
 
 ANSWER = "answer-"  # folders with this prefix are the app's own, which it deletes itself
 UPLOADS_KEPT = 100  # files of the page (uploads, pictures shown); the oldest go first
@@ -33,6 +35,18 @@ def refusal(host: str, origin: str, names: Sequence[str]) -> str:
     if origin and urlsplit(origin).netloc != host:
         return f"requests from pages of {origin} are refused"
     return ""
+
+
+def uploads_only(move: Move) -> Move:
+    """Wraps gradio's file intake so that URLs are refused: gradio would download them (SSRF)."""
+    import gradio
+
+    async def refuse_addresses(path: str | Path | None) -> str | None:
+        if "://" in str(path):
+            raise gradio.Error("pictures are taken from uploads only", print_exception=False)
+        return await move(path)
+
+    return refuse_addresses
 
 
 def delete_oldest(folder: Path, most: int, most_bytes: int) -> None:

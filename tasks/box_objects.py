@@ -1,0 +1,36 @@
+"""Objects: what a prediction of boxes gives for one frame, as an array and as a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils import whole_file
+
+OBJECT = np.dtype([
+    ("box", "f4", 4), ("score", "f4"), ("class", "i4"), ("distance_m", "f4"), ("xyz_m", "f4", 3),
+])  # fmt: skip
+
+
+def write_objects(path: Path, objects: np.ndarray, classes: Sequence[str], image: str, size: tuple[int, int]) -> None:
+    """Writes {"image", "width", "height", "objects": [{"class", "score", "box", "distance_m", "xyz_m"}]}; null: not
+    known."""
+    listed = [
+        {
+            "class": classes[item["class"]], "score": rounded(item["score"], 4),
+            "box": [rounded(value, 2) for value in item["box"]], "distance_m": rounded(item["distance_m"], 3),
+            "xyz_m": None if np.isnan(item["xyz_m"]).any() else [rounded(value, 3) for value in item["xyz_m"]],
+        }
+        for item in objects
+    ]  # fmt: skip
+    content = {"image": image, "width": size[1], "height": size[0], "objects": listed}
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+
+
+def rounded(value: np.floating, digits: int) -> float | None:
+    return round(float(value), digits) if math.isfinite(value) else None
