@@ -32,6 +32,8 @@ class Config:
     # The factor on the loss of a frame with a teacher's label; one with a human's weighs 1. It does not depend on the
     # other frames of a step: a task with labels of a teacher alone has this factor on its whole loss.
     teacher_weight: float = 0.5
+    teachers: tuple[str, ...] = ()  # checkpoints whose predictions for each view are learned beside its labels
+    imitation: float = 1.0  # the factor on that loss
     train_split: str = "train"
     val_split: str = "val"
     long_side: int = 192  # the network sees frames with this many pixels on their longer side; 0 = as they are
@@ -121,13 +123,13 @@ AT_LEAST = {
     "long_side": 0, "workers": 0, "rotation": 0, "color": 0, "decoder_width": 1, "crp_stages": 1, "epochs": 1,
     "batch_size": 1, "accumulate": 1, "lr_encoder": 0, "lr_decoder": 0, "momentum": 0, "weight_decay": 0,
     "warmup_steps": 0, "clip_norm": 0, "ema": 0, "threads": 0, "seed": 0, "eval_every": 1, "log_every": 1,
-    "save_minutes": 0, "teacher_weight": 0, "label_smoothing": 0, "depth_gradient": 0, "dropout": 0,
+    "save_minutes": 0, "teacher_weight": 0, "imitation": 0, "label_smoothing": 0, "depth_gradient": 0, "dropout": 0,
 }  # fmt: skip
 AT_MOST = {  # neither a slip of the finger nor a checkpoint of others may fill the memory or start 5000 processes
     "decoder_width": 2048, "crp_stages": 16, "long_side": 8192, "workers": 256, "threads": 1024, "rotation": 180,
     "color": 10, "epochs": 1_000_000, "batch_size": 65_536, "accumulate": 65_536, "momentum": 1, "teacher_weight": 100,
     "warmup_steps": 10**9, "eval_every": 10**9, "log_every": 10**9, "save_minutes": 10**6, "seed": 2**32 - 1,
-    "label_smoothing": 0.9, "depth_gradient": 100, "dropout": 0.9,
+    "label_smoothing": 0.9, "depth_gradient": 100, "dropout": 0.9, "imitation": 100,
 }  # fmt: skip
 LARGEST_CROP, LARGEST_ZOOM = 8192, 16.0
 

@@ -44,6 +44,12 @@ def cross_entropy(
     return total, torch.where(valid, class_weights[ids.clamp(min=0)], 0.0).sum()
 
 
+def soft_cross_entropy(logits: Tensor, probabilities: Tensor) -> Loss:
+    """Cross-entropy against probabilities of the classes, both (B, C, H, W) -> (sum, weight), over all pixels."""
+    total = -(probabilities * logits.float().log_softmax(1)).sum()
+    return total, torch.ones_like(total) * (probabilities.numel() // probabilities.shape[1])
+
+
 def dice(logits: Tensor, target: Tensor, valid: Tensor) -> Loss:
     """logits (B, C, H, W), target (B, H, W) class ids, valid (B, H, W) -> 1 - mean soft Dice score, times the pixels.
 

@@ -69,6 +69,8 @@ def summary(training: Training, mixture: Mixture, val: Mapping[str, Frames], epo
             f"data      {name}: share {share / sum(mixture.shares):.0%}, {len(part)} training frames "
             f"({', '.join(labels)}), {len(val[name])} validation frames"
         )
+    if training.teachers:
+        lines.append(f"teachers  {len(config.teachers)}, of {', '.join(training.teachers.taught)}")
     lines.append(f"steps     {epoch_steps} an epoch, {training.total_steps} in all, {config.accumulate} batches each")
     lines.append(f"settings  {' '.join(f'{name}={value}' for name, value in plain(config).items())}")
     return "\n".join(lines)

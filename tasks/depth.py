@@ -49,6 +49,7 @@ class Depth(DenseTask):
     """Distance along the optical axis. Labels (H, W) float32 metres, 0 = none; predictions (B, H, W) metres."""
 
     name = "depth"
+    imitates = True
     best = "rmse"
     gives = "metres"
     follows_camera = True
@@ -178,6 +179,9 @@ class Depth(DenseTask):
         if self.gradient_weight:
             total = total + self.gradient_weight * scale * loss.gradient(depth, target, valid)
         return total, weight
+
+    def imitation(self, raw: Tensor, advice: Tensor) -> loss.Loss:
+        return self.loss(raw, advice[:, 0])
 
     def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
         return self.ACTIVATIONS[self.activation](super().scores(raw, size))

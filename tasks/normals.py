@@ -31,6 +31,7 @@ class Normals(DenseTask):
     """
 
     name = "normals"
+    imitates = True
     best = "mean"
     directions: ClassVar = {"mean": -1, "median": -1, "within_11.25": 1, "within_22.5": 1, "within_30": 1}
     derived_from = "depth"
@@ -72,6 +73,9 @@ class Normals(DenseTask):
 
     def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
         return loss.cosine(resize_raw(raw, target.shape[-2:]), target, target.abs().sum(1) > 0)
+
+    def imitation(self, raw: Tensor, advice: Tensor) -> loss.Loss:
+        return self.loss(raw, advice)
 
     def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
         return unit_length(super().scores(raw, size))

@@ -33,6 +33,7 @@ class Segmentation(SharesClasses, DenseTask):
     """A class for each pixel. Labels (H, W) uint8 ids, 255 = none; predictions (B, H, W) uint8."""
 
     name = "segmentation"
+    imitates = True
     best = "miou"
     gives = "classes"
     directions: ClassVar = {"miou": 1, "pixel_accuracy": 1, "class_accuracy": 1, "dice": 1, "iou": 1}
@@ -180,6 +181,10 @@ class Segmentation(SharesClasses, DenseTask):
         if self.loss_kind == "cross_entropy+dice":
             total = total + loss.mean(loss.dice(logits, target, valid)) * weight
         return total, weight
+
+    def imitation(self, raw: Tensor, advice: Tensor) -> loss.Loss:
+        """Cross-entropy with the teachers' probabilities (B, C, h, w), in which unlikely classes have their part."""
+        return loss.soft_cross_entropy(raw, advice)
 
     def scores(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
         return super().scores(raw, size).softmax(1)

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from config import Config
+from loss import Loss
 
 if TYPE_CHECKING:
     from tasks.base import Size, Task
@@ -18,6 +19,7 @@ class Teachable:
     """The part of `Task` for teachers: a mixin, whose answers say that the task cannot be taught."""
 
     sure: ClassVar[float] = 0.7  # default of teach.py --threshold: the least confidence of a teacher's label
+    imitates: ClassVar[bool] = False  # whether it has an `imitation`
 
     @classmethod
     def from_teacher(cls, section: Mapping[str, object], where: str) -> Task:
@@ -46,3 +48,8 @@ class Teachable:
     def keep_sure(self, prediction: np.ndarray, confidence: np.ndarray, least: float) -> tuple[np.ndarray, int, int]:
         """A teacher's prediction -> (label of what it is sure of, how much that is, of how much)."""
         raise ValueError(f"--task: {self.name} cannot be taught")
+
+    def imitation(self, raw: Tensor, advice: Tensor) -> Loss:
+        """Raw output, and what teachers predict for the same views at its size (the mean of their `scores`) -> (sum,
+        weight) as in loss.py. See training/teachers.py."""
+        raise NotImplementedError(f"{self.name} learns from labels alone")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -23,29 +22,14 @@ from networks.checkpoints import save_checkpoint
 from networks.encoders import load_matching
 from tasks import tasks_to_plain
 from tasks.base import Target
+from training.average import Average
+from training.mixture import frames_of_step
 from training.optimizer import build_optimizer, rate_factor, restore_optimizer
+from training.teachers import Teachers
 from training.weighting import build_weighting
 from utils import autocast, git_commit
 
 ADVICE = "Lower --lr_encoder and --lr_decoder, or set --precision fp32 or --clip_norm 1"
-
-
-class Average:
-    """Exponential moving average of the weights and of the batch-norm statistics."""
-
-    def __init__(self, network: Network, decay: float) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.decay, self.updates = decay, 0
-
-    def update(self, network: Network) -> None:
-        self.updates += 1
-        # Short memory at first, so that the initial weights are soon forgotten.
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        mine, theirs = (
-            [value for value in part.state_dict().values() if value.is_floating_point()]
-            for part in (self.network, network)
-        )
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
 
 
 def convert_sync_batchnorm(network: Network, device: torch.device) -> None:
@@ -124,6 +108,10 @@ class Training:
         if config.freeze_bn:
             freeze_batch_norm(network.encoder)
         self.average = Average(network, config.ema) if config.ema else None
+        self.teachers = None
+        if config.teachers:
+            paths = [Path(item) for item in config.teachers]
+            self.teachers = Teachers(paths, network.tasks, config.long_side, device, precision)
         self.passes: nn.Module = Passes(network)
         if distributed.count() > 1:
             if config.task_weighting == "upgrad":
@@ -152,18 +140,21 @@ class Training:
         parts = [self.split(batch, pixels) for batch in batches]
         totals = self.count_labels(parts)
         sums = {group: torch.zeros((), device=self.device) for group in totals}
+        taught = self.teachers.taught if self.teachers else ()
+        imitated = {task: torch.zeros((), device=self.device) for task in taught}
         for number, (batch, labels) in enumerate(zip(batches, parts, strict=True)):
             last = number == len(batches) - 1
             # Gradients go through the network of processes once a step.
             alone = contextlib.nullcontext() if last or distributed.count() == 1 else self.passes.no_sync()
             with alone:
-                self.accumulate(batch, labels, pixels, totals, sums)
+                self.accumulate(batch, labels, pixels, totals, sums, imitated)
         self.update()
         self.data_steps += 1
         if distributed.count() > 1:
-            reduced = distributed.reduced(torch.stack(list(sums.values())))
-            sums = dict(zip(sums, reduced, strict=True))
-        return self.means(sums, totals)
+            reduced = distributed.reduced(torch.stack([*sums.values(), *imitated.values()])).unbind()
+            sums = dict(zip(sums, reduced[: len(sums)], strict=True))
+            imitated = dict(zip(imitated, reduced[len(sums) :], strict=True))
+        return self.means(sums, totals) | {f"{task}/imitation": value for task, value in imitated.items()}
 
     def means(self, sums: Mapping[Group, Tensor], totals: Mapping[Group, Total]) -> dict[str, Tensor]:
         """The step's losses by name, from the sums of its groups. A task's is the mean over its labeled frames."""
@@ -234,8 +225,10 @@ class Training:
         pixels: Pixels,
         totals: Mapping[Group, Total],
         sums: dict[Group, Tensor],
+        imitated: dict[str, Tensor],
     ) -> None:
-        """Adds a batch's gradients to those of the step, and its losses to `sums`; `totals` are those of the step."""
+        """Adds a batch's gradients to those of the step, and its losses to `sums` and, against the teachers, as its
+        part of the step's mean, to `imitated`; `totals` are those of the step."""
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         images = batch["image"].to(self.device, non_blocking=True, memory_format=layout)
         with autocast(self.device, self.precision):
@@ -254,6 +247,11 @@ class Training:
             scale = importance * totals[group].frames / in_step / (totals[group].weight or 1.0)
             losses[group.task] = losses.get(group.task, 0.0) + scale * total
             portions[group.task] = portions.get(group.task, 0.0) + len(frames) / in_step
+        for task, value in self.teachers.losses(images, outputs).items() if self.teachers else ():
+            part = len(images) / frames_of_step(self.config)
+            losses[task] = losses.get(task, 0.0) + self.config.imitation * part * value
+            imitated[task] += part * value.detach()
+            portions.setdefault(task, 0.0 if any(group.task == task for group in totals) else part)
         if distributed.count() == 1:
             self.weighting.backward(losses, shared, self.scaler.scale, portions)
             return
