@@ -5,6 +5,7 @@ python benchmark.py backends --encoders mobilenetv2_paper       # one image in e
 python benchmark.py backends --checkpoint C --files c-int8.xml  # of a checkpoint, and of files of export.py
 python benchmark.py folder --encoders mobilenetv2_paper         # a folder of images: read, predict, write
 python benchmark.py growth --plot growth.png                    # against size, batch, classes and tasks
+python benchmark.py tasks --tasks segmentation,depth,boxes      # what each task adds
 python benchmark.py video --checkpoint C                        # the parts of video prediction, and flicker
 python benchmark.py train                                       # the training loop with its data, against its network
 python benchmark.py train --config configs/camvid.yaml          # of another configuration
@@ -28,11 +29,12 @@ from typing import TypeVar
 import torch
 
 from benchmarks.latency import measure_backends, measure_networks
-from benchmarks.scaling import growth_series, measure_folders, measure_growth, plot_growth
+from benchmarks.scaling import growth_series, measure_folders, measure_growth, measure_tasks, plot_growth
 from benchmarks.timing import MakeNetwork, Options, conditions, random_network, write_json
 from benchmarks.training import measure_loop, measure_steps
 from benchmarks.video import measure_videos
 from config import Config, make_config
+from deploy.backends import BACKENDS
 from model import load_network
 from user_input.flags import Parser, number, positive_int, refuse, width_and_height
 from user_input.text_files import read_yaml
@@ -182,6 +184,24 @@ def growth(words: Sequence[str]) -> None:
     finish(arguments, where, results)
 
 
+def tasks(words: Sequence[str]) -> None:
+    parser = make_parser("tasks", 20)
+    add_size(parser)
+    parser.add_argument("--encoders", type=list_of(str), default=(ONE,), metavar="NAME,...", help=f"default: {ONE}")
+    default = ("segmentation", "depth", "boxes")
+    parser.add_argument("--tasks", type=list_of(str), default=default, metavar="NAME,...", help=",".join(default))
+    parser.add_argument("--backends", type=list_of(str), default=("auto",), metavar="NAME,...", help="default: auto")
+    parser.add_argument("--classes", type=class_count, default=40, help="of each task that has some; default: 40")
+    arguments = parser.parse_args(words)
+    for name in arguments.backends:
+        if name not in ("auto", *BACKENDS):
+            raise ValueError(f"--backends: unknown {name!r}{near(name, BACKENDS)}; known: auto, {', '.join(BACKENDS)}")
+    options = options_from(arguments)
+    where = start(options.device)
+    results = measure_tasks(options, arguments.encoders, arguments.tasks, arguments.backends, arguments.classes)
+    finish(arguments, where, results)
+
+
 def train(words: Sequence[str]) -> None:
     parser = make_parser("train", 20, precision=None)
     source = parser.add_mutually_exclusive_group()
@@ -214,7 +234,8 @@ def train(words: Sequence[str]) -> None:
 
 
 COMMANDS = {
-    "networks": networks, "backends": backends, "folder": folder, "growth": growth, "video": video, "train": train,
+    "networks": networks, "backends": backends, "folder": folder, "growth": growth, "tasks": tasks, "video": video,
+    "train": train,
 }  # fmt: skip
 
 

@@ -94,6 +94,9 @@ class Reference:
         raws: dict[str, Tensor] = self.network.heads_of(self.network.maps(images))
         found = {}
         for name, raw in raws.items():
+            if raw.dim() != 4:  # no map, such as boxes
+                found[name] = self.network.tasks[name].decode(raw, (height, width))[0].numpy()
+                continue
             small = raw[0].cpu().numpy().transpose(1, 2, 0)
             full = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, -1)
             task = self.network.tasks[name]

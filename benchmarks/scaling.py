@@ -141,6 +141,45 @@ def measure_growth(
     return results
 
 
+def measure_tasks(
+    options: Options, encoders: Sequence[str], names: Sequence[str], backends: Sequence[str], classes: int
+) -> list[dict[str, object]]:
+    """What each task adds: milliseconds of the whole prediction with the first task, with two, and so on.
+
+    All of an encoder's networks are measured in turn, so that the ratios hold on a machine that does other work, too.
+    """
+    results = []
+    for encoder in encoders:
+        config, sets = Config(encoder=encoder, encoder_weights="none"), [names[: i + 1] for i in range(len(names))]
+        costs, calls = {}, {}
+        for chosen in sets:
+            network = options.network(partial(random_network, config, classes, chosen))
+            costs[tuple(chosen)] = count_cost(network, options.height, options.width)
+            for backend in backends:
+                predictor = options.predictor(
+                    options.network(partial(random_network, config, classes, chosen)), backend
+                )
+                calls[f"{','.join(chosen)} {backend}"] = partial(predictor, options.picture())
+        times = in_turn(calls, options.device, options.repeats)
+        rows = []
+        for number, chosen in enumerate(sets):
+            parameters, operations = costs[tuple(chosen)]
+            cells = [f"{'+ ' if number else ''}{chosen[-1]}", f"{parameters:,}", f"{operations / 1e9:.2f} G"]
+            for backend in backends:
+                own = times[f"{','.join(chosen)} {backend}"]
+                before = times[f"{','.join(sets[max(number - 1, 0)])} {backend}"]
+                ratio = statistics.median(own) / statistics.median(before)
+                cells += [median_and_range(own, 1), f"{ratio - 1:+.1%}" if number else ""]
+                results.append({"encoder": encoder, "tasks": list(chosen), "backend": backend, "ms": own})
+            rows.append(cells)
+        columns = [title for backend in backends for title in (f"{backend} ms", "more")]
+        print_table(
+            f"`{encoder}`, {classes} classes, {options.width}x{options.height}, batch 1: from images to predictions.",
+            ["tasks", "parameters", "multiply-adds", *columns], rows, options.repeats,
+        )  # fmt: skip
+    return results
+
+
 def plot_growth(results: Sequence[Mapping[str, object]], path: Path) -> None:
     """`measure_growth` as a PNG: a chart for each series. Both axes are linear and start at 0."""
     from matplotlib.figure import Figure

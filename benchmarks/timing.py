@@ -28,7 +28,7 @@ from deploy.predictor import Predictor
 from drawing import class_palette
 from images import read_image
 from model import Network, build_network, count_cost
-from tasks import TASKS, Segmentation, Task
+from tasks import TASKS, Task
 from user_input.values import near
 from utils import machine, whole_file
 
@@ -105,21 +105,22 @@ MakeNetwork = Callable[[], Network]  # a function that other processes can be gi
 
 
 def some_tasks(classes: int, count: int = 2) -> dict[str, Task]:
-    """The first `count` of all tasks, segmentation with this many classes first."""
+    """The first `count` of all tasks; those with classes have this many."""
     names = tuple(f"class_{number}" for number in range(classes))
     colors = tuple(tuple(color) for color in class_palette()[1 : classes + 1].tolist())
-    made: dict[str, Task] = {Segmentation.name: Segmentation(classes=names, colors=colors)}
-    made |= {name: TASKS[name]() for name in TASKS if name not in made}
-    return dict(list(made.items())[:count])
+    own = {
+        name: {"classes": names, "colors": colors} if hasattr(task, "classes") else {} for name, task in TASKS.items()
+    }
+    return {name: TASKS[name](**own[name]) for name in list(TASKS)[:count]}
 
 
 def random_network(config: Config, classes: int, names: Sequence[str] | None = None) -> Network:
     """A network with random weights. names: its tasks; None = those of `config`. Raises ValueError."""
-    known = some_tasks(classes, len(TASKS))
-    for name in config.tasks:
+    known, wanted = some_tasks(classes, len(TASKS)), config.tasks if names is None else names
+    for name in wanted:
         if name not in known:
             raise ValueError(f"tasks: unknown task {name!r}{near(name, known)}; allowed: {', '.join(known)}")
-    tasks = {name: known[name] for name in (config.tasks if names is None else names)}
+    tasks = {name: known[name] for name in wanted}
     return build_network(config, tasks, {"synthetic": tasks}, load_encoder=False)
 
 

@@ -19,6 +19,7 @@ from benchmarks.scaling import Setting, growth_series, measure_folder, measure_g
 from benchmarks.timing import Options, describe, in_turn, p95, random_network, some_tasks, traffic
 from config import Config
 from deploy.predictor import Predictor
+from tasks import TASKS
 
 CPU = torch.device("cpu")
 SMALL = Config(encoder="mobilenetv2_100", encoder_weights="none", decoder_width=16, crp_stages=1)
@@ -58,6 +59,31 @@ def test_a_folder(names, capsys):
     printed = capsys.readouterr().out
     assert "| inference.py, " in printed and "8 JPEG files of 96x72" in printed
     assert f"{describe({name: some_tasks(5, 3)[name] for name in names})}.\n" in printed and ", n = 3." in printed
+
+
+def test_what_each_task_adds(capsys, tmp_path):
+    options = ["--encoders", "mobilenetv2_100", "--size", "96x72", "--repeats", "2", "--backends", "eager,auto"]
+    benchmark.main(["tasks", *options, "--classes", "7", "--json", str(tmp_path / "times.json")])
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    rows.pop(1)  # the line below the titles
+    assert [row[1].strip() for row in rows] == ["tasks", "segmentation", "+ depth", "+ boxes"]
+    parameters = [int(row[2].replace(",", "")) for row in rows[1:]]
+    assert parameters[0] < parameters[1] < parameters[2]
+    results = json.loads((tmp_path / "times.json").read_text())["results"]
+    assert [(item["backend"], len(item["tasks"]), len(item["ms"])) for item in results] == [
+        (backend, count, 2) for count in (1, 2, 3) for backend in ("eager", "auto")
+    ]
+    for words, message in (("--backends fast", "unknown 'fast'"), ("--tasks depht", "unknown task 'depht'")):
+        with pytest.raises(ValueError, match=message):
+            benchmark.main(["tasks", *words.split()])
+
+
+def test_networks_of_all_tasks_have_classes():
+    tasks = some_tasks(5, len(TASKS))
+    assert list(tasks) == list(TASKS) and len(tasks["boxes"].classes) == len(tasks["segmentation"].classes) == 5
+    network = random_network(dataclasses.replace(SMALL, long_side=0), 5, list(TASKS)).eval()
+    found = Reference(network)(np.zeros((72, 96, 3), np.uint8))
+    assert found["segmentation"].shape == (72, 96) and found["boxes"].shape[1] == 7
 
 
 def test_a_video(trained, capsys):
