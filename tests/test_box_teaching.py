@@ -86,10 +86,9 @@ def test_the_mirror_image_adds_its_boxes_where_they_are():
     nothing = raw.clone()
     nothing[..., FIRST_CLASS:] = -30
     (plain, scores), (mirrored, _) = TASK.teach(raw, nothing, (48, 64))[0], TASK.teach(nothing, raw, (48, 64))[0]
-    sure = scores > 1e-3
-    assert sure.any() and (np.diff(scores) <= 0).all() and np.array_equal(scores, plain["score"])
-    left, top, right, bottom = plain["box"][sure].T
-    np.testing.assert_allclose(mirrored["box"][sure], np.stack([64 - right, top, 64 - left, bottom], 1), atol=1e-3)
+    assert len(scores) > 5 and (np.diff(scores) <= 0).all() and np.array_equal(scores, plain["score"])
+    left, top, right, bottom = plain["box"][:5].T
+    np.testing.assert_allclose(mirrored["box"][:5], np.stack([64 - right, top, 64 - left, bottom], 1), atol=1e-3)
 
 
 @pytest.fixture(scope="module")
