@@ -6,8 +6,9 @@
     python train.py --data dataset/nyud=1,dataset/nyud_depth=1 --teacher_labels taught --teacher_weight 0.5
 
 Only frames without a label of that task get one, and only those that are in no other split of the data set. Pixels of
-which the teacher is not sure get no label. The files go to FOLDER/taught/TASK/, with teacher.yaml that says who made
-them and how; the data set itself stays as it is. Stop it and run it again: frames that are done are left out.
+which the teacher is not sure get no label, boxes of which it is not sure are ignored. The files go to
+FOLDER/taught/TASK/, with teacher.yaml that says who made them and how; the data set itself stays as it is. Stop it and
+run it again: frames that are done are left out.
 
 Hard distillation for asymmetric annotations: Nekrasov et al., arXiv 1809.04766, section III-B.
 """
@@ -213,7 +214,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--split", default="train", help="of the data set; default: train")
     parser.add_argument("--name", default="taught", type=folder_name, help="folder in the data set; default: taught")
     parser.add_argument(
-        "--threshold", type=fraction, metavar="0..1", help="surer pixels get a label; default: the task's"
+        "--threshold", type=fraction, metavar="0..1", help="what is surer gets a label; default: the task's"
     )
     parser.add_argument("--domain", default="", help="of a teacher that learned several data sets: as for this one")
     parser.add_argument("--map", metavar="YAML", help="teacher's class: class of the data set, or - for no label")
@@ -264,7 +265,7 @@ def main() -> None:
     check_same_teacher(folder.root / arguments.name / task / TEACHER_FILE, record)
     share = write_labels(teacher, [(frames[number], files[number]) for number in missing], target, translate, arguments)
     if missing:
-        sure = f"the teacher was sure (above {arguments.threshold:g}) of {share:.1%} of the pixels"
+        sure = f"the teacher was sure (above {arguments.threshold:g}) of {share:.1%} of the {target.counted}"
         print(f"{len(missing)} labels written; {sure}")
     print(f"train with: python train.py --data {folder.root} --teacher_labels {arguments.name}")
 
@@ -276,21 +277,23 @@ def write_labels(
     translate: Callable[[np.ndarray], np.ndarray],
     arguments: argparse.Namespace,
 ) -> float:
-    """Writes a label of the task `target` for each (frame, file). Returns the share of pixels that have a label."""
+    """Writes a label of the task `target` for each (frame, file). Returns the share of what the teacher is sure of, of
+    pixels, or what else the task counts."""
     data = Unlabeled([frame for frame, _ in pairs], teacher)
     together = functools.partial(group_by_shape, tasks={})
     loader = DataLoader(data, arguments.batch_size, num_workers=arguments.workers, collate_fn=together)
-    sure_pixels, pixels = 0, 0
+    sure_count, count = 0, 0
     with tqdm(total=len(pairs), desc="teach", unit="frame", disable=None) as bar:
         for groups in loader:
             for group in groups:
-                answers = teach(teacher, group["image"], tuple(group["size"][0].tolist()))
-                for index, (prediction, confidence) in zip(group["index"], answers, strict=True):
-                    label, sure, count = target.keep_sure(translate(prediction), confidence, arguments.threshold)
-                    target.save(label, pairs[int(index)][1])
-                    sure_pixels, pixels = sure_pixels + sure, pixels + count
+                size = tuple(group["size"][0].tolist())
+                answers = teach(teacher, group["image"], size)
+                for index, (prediction, confidence) in zip(group["index"].tolist(), answers, strict=True):
+                    label, sure, parts = target.keep_sure(translate(prediction), confidence, arguments.threshold)
+                    target.save_frame(label, pairs[index][1], pairs[index][0].image.name, size)
+                    sure_count, count = sure_count + sure, count + parts
                 bar.update(len(answers))
-    return sure_pixels / max(1, pixels)
+    return sure_count / max(1, count)
 
 
 if __name__ == "__main__":

@@ -187,8 +187,8 @@ def _voc_size(picture: Mapping[str, str]) -> tuple[int, int] | None:
 
 
 def read_objects(stored: StoredBoxes) -> None:
-    """{"width", "height", "objects": [{"class": name, "box": [x1, y1, x2, y2], "distance_m": metres or null}]}, as
-    `inference.py` writes it; other entries are not used."""
+    """{"width", "height", "objects": [{"class": name, "box": [x1, y1, x2, y2], "distance_m": metres or null, "ignore":
+    true or false}]}, as `inference.py` and teach.py write it; other entries are not used."""
     text = read_text(stored.path, MOST_BYTES)
     try:
         content = read_json(text)
@@ -209,7 +209,11 @@ def read_objects(stored: StoredBoxes) -> None:
             stored.count_one()
             stored.faults.append(f"{place}: it takes class (a name), box (four numbers), distance_m (a number or null)")
             continue
-        stored.add(place, corners, kind, distance_m=math.nan if distance_m is None else float(distance_m))
+        if not isinstance(ignore := item.get("ignore", False), bool):
+            stored.count_one()
+            stored.faults.append(f"{place}: ignore is {ignore!r:.40}; it takes true or false")
+            continue
+        stored.add(place, corners, kind, ignore, math.nan if distance_m is None else float(distance_m))
 
 
 # ---------------------------------------------------------------------------------------------- masks

@@ -18,14 +18,16 @@ OBJECT = np.dtype([
 
 def write_objects(path: Path, objects: np.ndarray, classes: Sequence[str], image: str, size: tuple[int, int]) -> None:
     """Writes {"image", "width", "height", "objects": [{"class", "score", "box", "distance_m", "xyz_m"}]}; null: not
-    known."""
+    known. Of labels of a teacher, which have a field `ignore`, also "ignore": true for what is ignored."""
+    unsure = objects["ignore"] if "ignore" in objects.dtype.names else np.zeros(len(objects), bool)
     listed = [
         {
             "class": classes[item["class"]], "score": rounded(item["score"], 4),
             "box": [rounded(value, 2) for value in item["box"]], "distance_m": rounded(item["distance_m"], 3),
             "xyz_m": None if np.isnan(item["xyz_m"]).any() else [rounded(value, 3) for value in item["xyz_m"]],
+            **({"ignore": True} if ignore else {}),
         }
-        for item in objects
+        for item, ignore in zip(objects, unsure, strict=True)
     ]  # fmt: skip
     content = {"image": image, "width": size[1], "height": size[0], "objects": listed}
     with whole_file(path) as temporary:

@@ -28,6 +28,7 @@ from tasks.box_loss import box_loss, weight_of
 from tasks.box_objects import OBJECT, write_objects
 from tasks.box_selection import best_of, candidates, overlaps, select_boxes
 from tasks.box_survey import box_coverage, box_survey_lines, survey_boxes, suspicious_boxes
+from tasks.box_teaching import BoxTeaching
 from tasks.classes import SharesClasses, check_classes, check_outputs
 from tasks.stored_boxes import StoredBoxes
 
@@ -39,7 +40,7 @@ EMPTY_PAGE = 40  # gray on which boxes are drawn without a picture
 
 
 @dataclass(frozen=True)
-class Boxes(SharesClasses, Task):
+class Boxes(SharesClasses, BoxTeaching, Task):
     """Boxes of things. Labels (n, 7): x1, y1, x2, y2 in pixels, class, ignore, distance in metres. Predictions
     (B, 100, 7): x1, y1, x2, y2, score, class, distance; best score first, score 0 = none. Unknown distances are NaN."""
 

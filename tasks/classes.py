@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from drawing import class_palette
 from tasks.class_lists import CLASS_LISTS as CLASS_LISTS  # for all that use the rest of this file
 from tasks.class_lists import OTHER_NAMES as OTHER_NAMES
+from user_input.values import near
 
 if TYPE_CHECKING:
     from tasks.base import Task
 
+DROPPED = "-"  # in teach.py --map: a teacher's class that no label takes
 NO_CLASS = 255  # "no label" in masks as `read` gives them; files may use another number
 
 
@@ -34,6 +36,29 @@ def differing_classes(theirs: Sequence[str], own: Sequence[str]) -> str:
     if len(theirs) != len(own):
         return f"{len(theirs)} classes and not {len(own)}"
     return next((f"{its!r} and not {mine!r}" for its, mine in zip(theirs, own, strict=True) if its != mine), "")
+
+
+def translated(own: Sequence[str], names: Mapping[str, str], target: Sequence[str], where: str) -> list[int]:
+    """For each class of a teacher the index of the data set's class that it means, -1 = none.
+
+    `names` rename the teacher's classes, "-" drops one. Raises ValueError for names that the one or the other has not.
+    """
+    renamed = renamed_classes(own, names)
+    unknown = [name for name in renamed if name != DROPPED and name not in target]
+    if unknown:
+        raise ValueError(
+            f"{where}: {len(unknown)} of the teacher's {len(own)} classes are not the data set's, such as "
+            f"{unknown[0]!r}{near(unknown[0], target)}; --map FILE says which are which (or - for none)"
+        )
+    return [-1 if name == DROPPED else target.index(name) for name in renamed]
+
+
+def renamed_classes(own: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """The names of a teacher's classes after --map. Raises ValueError for a class that the teacher has not."""
+    for name in names:
+        if name not in own:
+            raise ValueError(f"--map: the teacher has no class {name!r}{near(name, own)}")
+    return [names.get(name, name) for name in own]
 
 
 def check_classes(classes: Sequence[str], colors: Sequence[tuple[int, int, int]]) -> None:

@@ -22,7 +22,15 @@ from geometry import argmax_resized, resize_raw
 from images import read_label, row_parts, write_png
 from metrics import Protocol, SegmentationMetrics
 from tasks.base import HERE, Task, check_choice, check_keys
-from tasks.classes import CLASS_LISTS, NO_CLASS, SharesClasses, check_classes, check_outputs
+from tasks.classes import (
+    CLASS_LISTS,
+    NO_CLASS,
+    SharesClasses,
+    check_classes,
+    check_outputs,
+    renamed_classes,
+    translated,
+)
 from tasks.dense import DenseTask
 from tasks.survey import share_table
 from user_input.values import convert, near
@@ -217,23 +225,15 @@ class Segmentation(SharesClasses, DenseTask):
     def translation(
         self, section: Mapping[str, object] | None, names: Mapping[str, str], where: str
     ) -> tuple[Task, Callable[[np.ndarray], np.ndarray]]:
-        for name in names:
-            if name not in self.classes:
-                raise ValueError(f"--map: the teacher has no class {name!r}{near(name, self.classes)}")
-        renamed = [names.get(name, name) for name in self.classes]
         if section is None:
+            renamed_classes(self.classes, names)
             if names:
                 raise ValueError("--map: the data set has no class list: the labels take the teacher's")
             return self, lambda prediction: prediction
         target = self.from_section(section, Config())
-        unknown = [name for name in renamed if name != "-" and name not in target.classes]
-        if unknown:
-            raise ValueError(
-                f"{where}: {len(unknown)} of the teacher's {len(self.classes)} classes are not the data set's, such as "
-                f"{unknown[0]!r}{near(unknown[0], target.classes)}; --map FILE says which are which (or - for none)"
-            )
+        means = translated(self.classes, names, target.classes, where)
         table = np.full(256, NO_CLASS, np.uint8)
-        table[: len(renamed)] = [NO_CLASS if name == "-" else target.classes.index(name) for name in renamed]
+        table[: len(means)] = [NO_CLASS if index < 0 else index for index in means]
         return target, lambda prediction: table[prediction]
 
     @property
