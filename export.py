@@ -40,7 +40,7 @@ from geometry import resize_image
 from images import SAMPLE, find_images, read_image
 from metrics import Protocol
 from model import LEAST_SIDE, Network, load_network, mixed_domains, tasks_of
-from networks.checkpoints import DEFAULT_CHECKPOINT, file_sha256, pick_checkpoint
+from networks.checkpoints import CFG_HELP, DEFAULT_CHECKPOINT, file_sha256, pick_checkpoint
 from tasks import Task
 from training.evaluation import Settings, evaluate_folder, pick_tasks
 from user_input.flags import Parser, fraction, number, positive_int, refuse, width_and_height
@@ -118,6 +118,7 @@ def compare_metrics(network: Network, backend: Backend, root: str, path: Path) -
 def make_parser() -> Parser:
     parser = Parser(description="Writes a checkpoint as a file for other programs, and checks the file.")
     parser.add_argument("--checkpoint", metavar="FILE", help=DEFAULT_CHECKPOINT)
+    parser.add_argument("--cfg", default="", metavar="FILE", help=CFG_HELP)
     parser.add_argument("--format", default="onnx", choices=tuple(FORMATS))
     parser.add_argument("--output", metavar="FILE", help="default: beside the checkpoint")
     parser.add_argument(
@@ -178,7 +179,7 @@ def main() -> None:
     path = pick_checkpoint(arguments.checkpoint)
     suffix, write = FORMATS[arguments.format]
     output = output_path(arguments, path, suffix)
-    network = load_network(path)
+    network = load_network(path, arguments.cfg)
     tasks = tasks_of(network, arguments.domain, path)
     if warning := mixed_domains(network, arguments.domain):
         print(f"warning: {warning}", file=sys.stderr)
