@@ -81,14 +81,14 @@ def row(found: Tensor, where: Tensor, anchor: Sequence[float], level: Yolo) -> T
     return torch.cat([where[..., :2] + place - 0.5, where[..., 2:], *halves, *halves, logits], dim=2)
 
 
-AFTER_CLASSES = 3  # columns of `training_row`
+AFTER_CLASSES = 4  # columns of `training_row`
 
 
 def training_row(found: Tensor, where: Tensor, anchor: Sequence[float], level: Yolo) -> Tensor:
-    """(B, h * w, 8 + C + 3): the cell's place as of `BoxHead`, `offsets`, logits of the classes and of "there is a
-    thing", the anchor's sides in cells."""
-    sides = found.new_tensor(anchor).expand(*found.shape[:2], 2)
-    return torch.cat([where, *offsets(found, level), found[..., 5:], found[..., 4:5], sides], dim=2)
+    """(B, h * w, 8 + C + 4): the cell's place as of `BoxHead`, `offsets`, logits of the classes and of "there is a
+    thing", the layer's ignore_thresh, the anchor's sides in cells."""
+    fixed = found.new_tensor([level.ignore, *anchor]).expand(*found.shape[:2], 3)
+    return torch.cat([where, *offsets(found, level), found[..., 5:], found[..., 4:5], fixed], dim=2)
 
 
 def own_maps(config: Config) -> int:

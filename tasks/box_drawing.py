@@ -83,3 +83,8 @@ def _fitted(text: str, size: int, width: int, height: int) -> tuple[str, int]:
 @lru_cache(maxsize=64)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
+
+
+def rounded(value: np.floating, digits: int) -> float | None:
+    """For a json file: null where it is not known."""
+    return round(float(value), digits) if math.isfinite(value) else None

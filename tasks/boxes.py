@@ -24,13 +24,14 @@ from networks.yolo_head import MOST_OWN_MAPS, YoloHead, own_maps
 from tasks.average_precision import DIRECTIONS, BoxMetrics
 from tasks.base import HERE, Size, Task
 from tasks.box_distance import distances
-from tasks.box_drawing import box_text, draw_boxes
+from tasks.box_drawing import box_text, draw_boxes, rounded
 from tasks.box_files import boxes_at_size, open_boxes, read_box_section, read_boxes
 from tasks.box_loss import box_loss, weight_of
 from tasks.box_selection import best_of, candidates, differing_boxes, select_boxes
 from tasks.box_survey import box_coverage, box_survey_lines, survey_boxes, suspicious_boxes
 from tasks.classes import SharesClasses, check_classes, check_outputs
 from tasks.stored_boxes import StoredBoxes
+from tasks.yolo_loss import yolo_loss
 from utils import whole_file
 
 STRIDES = (8, 16, 32)  # of the maps whose cells find boxes
@@ -94,6 +95,13 @@ class Boxes(SharesClasses, Task):
             check_outputs(self, len(head.classes))
         elif len(self.classes) != len(head.classes):
             raise ValueError(f"boxes: it has {len(self.classes)} classes, its head {len(head.classes)}")
+
+    @classmethod
+    def join(cls, tasks: Mapping[str, Boxes], merge: bool) -> tuple[Boxes, dict[str, Boxes]]:
+        head, parts = super().join(tasks, merge)
+        if head.own_maps and any(part.is_part for part in parts.values()):
+            raise ValueError("box_layers: yolo takes data sets of one class list; light and plain take several")
+        return head, parts
 
     def with_thresholds(self, score: float | None, overlap: float | None) -> Boxes:
         given = {"least_score": score, "most_overlap": overlap}
@@ -186,9 +194,7 @@ class Boxes(SharesClasses, Task):
         return weight_of(target)
 
     def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
-        if self.own_maps:
-            raise ValueError("box_layers: yolo predicts; it cannot be trained yet")
-        return box_loss(raw, target)
+        return yolo_loss(raw, target) if self.own_maps else box_loss(raw, target)
 
     def decode(self, raw: Tensor, size: Size) -> Tensor:
         return self._at_size(select_boxes(candidates(raw.float()), self.most_overlap), size)
@@ -342,7 +348,3 @@ class Boxes(SharesClasses, Task):
         content = {"image": image, "width": size[1], "height": size[0], "objects": objects}
         with whole_file(path) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
-
-
-def rounded(value: np.floating, digits: int) -> float | None:
-    return round(float(value), digits) if math.isfinite(value) else None
