@@ -7,6 +7,7 @@
     python export.py --checkpoint C --format openvino --int8             # calibrated on the training frames
     python export.py --checkpoint C --format safetensors                 # the weights and settings, as others read them
     python export.py --checkpoint C --format safetensors --half          # the same in half the bytes
+    python export.py --checkpoint C --format darknet                     # .weights, .cfg, .names; encoder darknet alone
 
 The graph takes uint8 RGB (B, H, W, 3) and gives class ids, metres, ... at the size of the image: pre-processing and
 post-processing are inside unless --input float or --outputs raw leaves them to the caller. With --size, the graph also
@@ -149,9 +150,9 @@ def make_parser() -> Parser:
 
 def check_options(parser: Parser, arguments: argparse.Namespace) -> None:
     """Raises ValueError for options that mean nothing together."""
-    if arguments.format == "safetensors":
-        refuse(parser, arguments, GRAPH_OPTIONS, "is of a graph; --format safetensors holds the whole network")
-    elif arguments.half:
+    if arguments.format in ("safetensors", "darknet"):
+        refuse(parser, arguments, GRAPH_OPTIONS, f"is of a graph; --format {arguments.format} holds the whole network")
+    if arguments.half and arguments.format != "safetensors":
         raise ValueError(f"--half goes with --format safetensors, not {arguments.format}")
     if arguments.int8 and arguments.format not in ("onnx", "openvino"):
         raise ValueError(f"--int8 goes with --format onnx or openvino, not {arguments.format}")
@@ -213,7 +214,7 @@ def main() -> None:
     written = [output, output.with_suffix(".bin")] if suffix == ".xml" else [output]
     print(f"{output}: {', '.join(tasks)}; {sum(file.stat().st_size for file in written) / 1e6:.1f} MB")
     print(f"sha256 {file_sha256(output)}{' (.xml and then .bin)' if suffix == '.xml' else ''}")
-    if arguments.format != "safetensors":
+    if arguments.format not in ("safetensors", "darknet"):
         print(f"input {signature.in_words()['input']}")
     for folder in folders if arguments.int8 else ():
         compare_metrics(network, backend, folder, path)

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from config import Config, plain
 from drawing import class_palette
-from networks.darknet_cfg import MOST_CLASSES, MOST_WEIGHTS, parse_cfg
+from networks.darknet_cfg import MOST_CLASSES, MOST_WEIGHTS, parse_cfg, with_classes
 from networks.darknet_layers import Cfg, Convolution
+from networks.darknet_text import sections_of, text_of
+from networks.yolo_head import OVERLAP
 from user_input.text_files import read_text
 
 MOST_TEXT_BYTES = 2**20
 VERSION = (0, 2, 5)  # of the files that are written: 20 bytes of header
-OVERLAP = 0.45  # darknet's, of suppression
 NORM = ("norm.bias", "norm.weight", "norm.running_mean", "norm.running_var")  # in the order of the file
 
 
@@ -156,14 +157,9 @@ def read_darknet(
         raise ValueError(f"{beside}: it has no [yolo] layer, so the network finds no boxes")
     if problem := misfit(count_numbers(path, header), cfg):
         raise ValueError(f"{path}: {problem}")
-    outputs = {layer.number: number for number, layer in enumerate(cfg.outputs)}
     weights: dict[str, Tensor] = {"encoder.seen": torch.tensor(header.seen)}
     for number, values in tensors_of(path, header, cfg.convolutions).items():
-        for name, value in values.items():
-            whole = f"encoder.layers.{number}.{name}"
-            if number in outputs:
-                whole = f"heads.boxes.output.{outputs[number]}.{name.removeprefix('conv.')}"
-            weights[whole] = value
+        weights |= {name_of(cfg, number, name): value for name, value in values.items()}
     names = class_names(path, cfg.yolo[0].classes, class_lists, other_names)
     # Stretched to the network's size from twice as many pixels: two steps blur, and the second one averages in pairs.
     long_side = max(cfg.height, cfg.width) * (1 if cfg.letterbox else 2)
@@ -180,6 +176,43 @@ def read_darknet(
         "own_maps": len(cfg.yolo), "most_overlap": OVERLAP,
     }  # fmt: skip
     return {"config": plain(config), "tasks": {"boxes": boxes}, "network": weights}
+
+
+def name_of(cfg: Cfg, number: int, name: str) -> str:
+    """The name in `Network` of a layer's tensor: those of the convolution before a [yolo] are the head's."""
+    outputs = [layer.number for layer in cfg.outputs]
+    if number in outputs:
+        return f"heads.boxes.output.{outputs.index(number)}.{name.removeprefix('conv.')}"
+    return f"encoder.layers.{number}.{name}"
+
+
+def write_darknet(path: Path, config: Config, classes: Sequence[str], weights: Mapping[str, Tensor]) -> None:
+    """Writes x.weights, and beside it x.cfg and x.names; `weights` are a network's, in its names.
+
+    Raises ValueError for a network that no .cfg describes.
+    """
+    if config.encoder != "darknet" or config.decoder != "none":
+        raise ValueError(
+            f"--format darknet takes a network of --encoder darknet:FILE.cfg --decoder none; this one has the encoder "
+            f"{config.encoder} and the decoder {config.decoder}"
+        )
+    sections = sections_of(with_classes(config.darknet_cfg, len(classes)), "darknet_cfg")
+    cfg = parse_cfg(text_of(sections), "darknet_cfg")
+    if cfg.letterbox and config.long_side != max(cfg.height, cfg.width):
+        if not config.long_side or config.long_side % cfg.multiple:
+            raise ValueError(
+                f"--format darknet: the network sees pictures with long_side {config.long_side}; a .cfg takes "
+                f"multiples of {cfg.multiple}"
+            )
+        sections[0][1].update(width=str(config.long_side), height=str(config.long_side))
+    path.with_suffix(".cfg").write_text(text_of(sections), encoding="utf-8")
+    path.with_suffix(".names").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+    with path.open("wb") as file:
+        file.write(struct.pack("<3iq", *VERSION, int(weights["encoder.seen"])))
+        for layer in cfg.convolutions:
+            for name in (*(NORM if layer.norm else ("conv.bias",)), "conv.weight"):
+                values = weights[name_of(cfg, layer.number, name)]
+                file.write(values.detach().float().contiguous().numpy().astype("<f4").tobytes())
 
 
 def class_names(

@@ -19,6 +19,7 @@ from networks.darknet_cfg import parse_cfg
 from networks.darknet_layers import Yolo
 
 MOST_OWN_MAPS = 16
+OVERLAP = 0.45  # darknet's, of suppression
 LARGEST_LOGARITHM = 10.0  # of a box's side over its anchor's: no infinity in half precision
 
 
@@ -91,6 +92,9 @@ def training_row(found: Tensor, where: Tensor, anchor: Sequence[float], level: Y
     return torch.cat([where, *offsets(found, level), found[..., 5:], found[..., 4:5], fixed], dim=2)
 
 
-def own_maps(config: Config) -> int:
-    """The number of maps that the head reads: the [yolo] layers of the encoder's .cfg; 0 for heads of other layers."""
-    return len(parse_cfg(config.darknet_cfg, "darknet_cfg").yolo) if config.box_layers == "yolo" else 0
+def fields_of_yolo(config: Config) -> dict[str, int | float]:
+    """What the task of boxes has of its own with this head: the number of maps, those of the [yolo] layers of the
+    encoder's .cfg, and darknet's suppression. {} for other heads."""
+    if config.box_layers != "yolo":
+        return {}
+    return {"own_maps": len(parse_cfg(config.darknet_cfg, "darknet_cfg").yolo), "most_overlap": OVERLAP}

@@ -20,7 +20,7 @@ from drawing import class_palette, curves
 from geometry import Pixels, View
 from metrics import Protocol
 from networks.box_head import FIRST_CLASS, BoxHead
-from networks.yolo_head import MOST_OWN_MAPS, YoloHead, own_maps
+from networks.yolo_head import MOST_OWN_MAPS, YoloHead, fields_of_yolo
 from tasks.average_precision import DIRECTIONS, BoxMetrics
 from tasks.base import HERE, Size, Task
 from tasks.box_distance import distances
@@ -75,7 +75,7 @@ class Boxes(SharesClasses, Task):
     def from_section(cls, section: Mapping[str, object], config: Config) -> Boxes:
         classes = section["classes"]
         colors = tuple(map(tuple, class_palette()[1 : len(classes) + 1].tolist()))
-        return cls(classes, colors, layers=config.box_layers, own_maps=own_maps(config))
+        return cls(classes, colors, layers=config.box_layers, **fields_of_yolo(config))
 
     def section(self) -> dict[str, object]:
         return {"format": "objects", "classes": list(self.classes)}

@@ -11,12 +11,13 @@ import pytest
 import torch
 from conftest import ROOT, only_error_line, shared
 from darknet_nets import CONFIGS, by_hand, numbers_for, thin, write_network
+from helpers import tasks
 
-from config import make_config, plain, with_darknet_file
-from model import load_network
+from config import Config, make_config, plain, with_darknet_file
+from model import build_network, load_network
 from networks.darknet_cfg import parse_cfg
-from networks.darknet_files import read_cfg
-from tasks import CLASS_LISTS
+from networks.darknet_files import read_cfg, write_darknet
+from tasks import CLASS_LISTS, Boxes
 from tasks.box_selection import boxes_in_cells
 
 COUNTS = {"yolov3": 62_001_757, "yolov3-voc": 61_678_657, "yolov3-spp": 63_052_381, "yolov3-tiny": 8_858_734}
@@ -310,3 +311,64 @@ def test_headers_of_16_and_20_bytes(tmp_path):
     assert first["encoder.seen"] == second["encoder.seen"] == 640
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert struct.unpack("<3iq", new.read_bytes()[:20]) == (0, 2, 0, 640)
+
+
+# ---------------------------------------------------------------------------------------------- written back
+
+
+def test_a_network_is_written_back_bit_for_bit(script, tmp_path):
+    weights = write_network(tmp_path, thin("yolov3", side=96))
+    (tmp_path / "net.names").write_text("a\nb\nc\n")
+    output = tmp_path / "again" / "other.weights"
+    words = ("export.py", "--checkpoint", weights, "--format", "darknet", "--images", "media/sample.jpg")
+    done = script(*words, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert output.read_bytes()[12:] == weights.read_bytes()[12:], "pictures seen, and all numbers"
+    assert output.with_suffix(".names").read_text() == "a\nb\nc\n"
+    assert parse_cfg(output.with_suffix(".cfg").read_text(), "a") == parse_cfg((tmp_path / "net.cfg").read_text(), "a")
+    assert "--size is of a graph; --format darknet holds" in only_error_line(script(*words, "--size", "64x64"))
+    assert "is the checkpoint" in only_error_line(script(*words))
+
+
+def test_other_classes_and_another_size_are_written_into_the_cfg(tmp_path):
+    network = load_network(write_network(tmp_path, thin("yolov3-tiny", classes=5)))
+    config = make_config({"long_side": 128, "darknet_cfg": thin("yolov3-tiny")}, "test", network.config)
+    write_darknet(tmp_path / "out.weights", config, network.tasks["boxes"].classes, network.state_dict())
+    again = load_network(tmp_path / "out.weights")
+    assert again.config.long_side == 128 and len(again.tasks["boxes"].classes) == 5
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in network.state_dict().items())
+    with pytest.raises(ValueError, match=r"long_side 100; a \.cfg takes multiples of 32"):
+        write_darknet(tmp_path / "b.weights", make_config({"long_side": 100}, "test", config), ("a",) * 5, {})
+    with pytest.raises(ValueError, match="this one has the encoder resnet18 and the decoder refinenet"):
+        write_darknet(tmp_path / "b.weights", Config(), ("a",), {})
+
+
+# ---------------------------------------------------------------------------------------------- as an encoder
+
+
+@pytest.mark.parametrize("layers", ["light", "yolo"])
+def test_a_darknet_file_feeds_our_decoder(layers):
+    """Its maps at strides 4 to 32 give classes and metres of each pixel, its own last maps boxes."""
+    config = Config(
+        encoder="darknet", darknet_cfg=thin("yolov3"), box_layers=layers, decoder_width=16, crp_stages=1,
+        tasks=("segmentation", "depth", "boxes"),
+    )  # fmt: skip
+    boxes = Boxes.from_section({"classes": ("a", "b", "c")}, config)
+    network = build_network(config, {**tasks(5), "boxes": boxes}).eval()
+    assert network.encoder.strides == ((4, 8, 16, 32, 32, 16, 8) if layers == "yolo" else (4, 8, 16, 32))
+    images = torch.randint(0, 256, (1, 3, 41, 90), dtype=torch.uint8)
+    padded = torch.nn.functional.pad(images.float() / 255, (0, 6, 0, 23), value=0.5)
+    with torch.no_grad():
+        raw, whole = network(images), network(padded)
+    assert raw["segmentation"].shape == (1, 5, 11, 23) and raw["depth"].shape == (1, 1, 11, 23)
+    assert torch.equal(raw["depth"], whole["depth"][..., :11, :23])
+    found = network.predict(images, dict.fromkeys(network.tasks, (41, 90)))
+    assert found["segmentation"].shape == (1, 41, 90) and found["boxes"].shape == (1, 100, 7)
+
+
+def test_a_tiny_network_without_the_strides_of_decoders_says_so():
+    text = thin("yolov3-tiny").replace("stride=2\n\n[conv", "stride=1\n\n[conv", 1)
+    with pytest.raises(
+        ValueError, match=r"no maps at strides 4, 8, 16 and 32, as decoders need; it has 1, 2, 4, 8, 16"
+    ):
+        build_network(Config(encoder="darknet", darknet_cfg=text), tasks(5))
