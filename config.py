@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from user_input.flags import Parser
-from user_input.text_files import read_yaml
+from user_input.text_files import read_text, read_yaml
 from user_input.values import convert, near
 
 
@@ -57,14 +57,17 @@ class Config:
     depth_activation: str = "softplus"  # softplus | exp | abs: from the head's raw output to metres
     depth_loss: str = "berhu"  # berhu | l1 | log (l1 of the logarithms), see loss.py
     depth_gradient: float = 0.0  # weight of the loss on depth's differences between neighbors; 0 = none
-    box_layers: str = "light"  # of the head for boxes: light (5x5 within each channel, 1x1) | plain (3x3)
+    # Of the head for boxes: light (5x5 within each channel, 1x1) | plain (3x3) | yolo: YOLOv3's, of the encoder darknet
+    box_layers: str = "light"
     loss_stride: int = 2  # compute the losses at every n-th pixel of each axis (other ones in each step): 1, 2 or 4
 
     # Network
     init: str = ""  # a checkpoint to start from: whatever fits, such as all but the head of other classes; "" = none
-    encoder: str = "resnet18"  # mobilenetv2_paper, any timm model with features at strides 4 to 32, unet, unet_512
-    encoder_weights: str = "none"  # imagenet (timm downloads them) | none | a .pth or .safetensors file
-    decoder: str = "refinenet"  # refinenet: light-weight, of the paper | unet
+    # mobilenetv2_paper, any timm model with features at strides 4 to 32, unet, unet_512, darknet:FILE.cfg
+    encoder: str = "resnet18"
+    darknet_cfg: str = ""  # the text of the encoder darknet's .cfg file; darknet:FILE.cfg reads it
+    encoder_weights: str = "none"  # imagenet (timm downloads them) | none | a .pth, .safetensors or .weights file
+    decoder: str = "refinenet"  # refinenet: light-weight, of the paper | unet | none: of darknet's own boxes alone
     decoder_width: int = 256  # refinenet only
     crp_stages: int = 4  # chained residual pooling, refinenet only
     context: str = "none"  # none | attention: at the coarsest stride, each place sees all others; refinenet only
@@ -109,9 +112,9 @@ CHOICES = {
     "class_weights": ("none", "log"),
     "depth_activation": ("softplus", "exp", "abs"),
     "depth_loss": ("berhu", "l1", "log"),
-    "box_layers": ("light", "plain"),
+    "box_layers": ("light", "plain", "yolo"),
     "loss_stride": (1, 2, 4),
-    "decoder": ("refinenet", "unet"),
+    "decoder": ("refinenet", "unet", "none"),
     "context": ("none", "attention"),
     "head": ("conv", "separable"),
     "unet_upsampling": ("transposed", "bilinear"),
@@ -132,6 +135,7 @@ AT_MOST = {  # neither a slip of the finger nor a checkpoint of others may fill 
     "label_smoothing": 0.9, "depth_gradient": 100, "dropout": 0.9, "imitation": 100,
 }  # fmt: skip
 LARGEST_CROP, LARGEST_ZOOM = 8192, 16.0
+MOST_CFG_BYTES = 2**20  # of a .cfg file
 
 
 def make_config(values: dict[str, object], where: str, base: Config | None = None) -> Config:
@@ -179,6 +183,32 @@ def make_config(values: dict[str, object], where: str, base: Config | None = Non
     return config
 
 
+DARKNET = "darknet"  # the encoder whose layers a .cfg file describes
+
+
+def with_darknet_file(config: Config) -> Config:
+    """The settings with the text of the file that `encoder: darknet:FILE.cfg` names, so that a checkpoint holds it.
+
+    Raises FileNotFoundError, or ValueError for settings of darknet with another encoder.
+    """
+    kind, colon, file = config.encoder.partition(":")
+    if kind == DARKNET and colon:
+        text = read_text(Path(file), MOST_CFG_BYTES).strip()  # as a checkpoint gives it back
+        config = dataclasses.replace(config, encoder=DARKNET, darknet_cfg=text)
+    check_darknet(config)
+    return config
+
+
+def check_darknet(config: Config) -> None:
+    """Raises ValueError for settings of darknet with another encoder."""
+    if config.encoder != DARKNET:
+        for name, value in {"darknet_cfg": "", "box_layers": "yolo", "decoder": "none"}.items():
+            if (getattr(config, name) == value) == bool(value):
+                raise ValueError(f"{name} is {getattr(config, name)!r:.40}: for --encoder darknet:FILE.cfg alone")
+    elif config.decoder == "none" and config.box_layers != "yolo":
+        raise ValueError("decoder is 'none': for darknet's own boxes alone, --box_layers yolo")
+
+
 def _shares(value: object) -> object:
     """`data` as it may be written (a folder, folder=share, or a list of these) -> {folder: share}, still text."""
     items = [item for item in value.split(",") if item.strip()] if isinstance(value, str) else value
@@ -220,4 +250,4 @@ def config_from(arguments: argparse.Namespace) -> Config:
     config = Config()
     if arguments.config:
         config = make_config(read_yaml(Path(arguments.config)), arguments.config)
-    return make_config(settings_from(arguments), "command line", config)
+    return with_darknet_file(make_config(settings_from(arguments), "command line", config))

@@ -26,7 +26,7 @@ from deploy.backends import BACKENDS, Backend, open_network
 from folders import Folder, read_folder
 from metrics import CROPS, Protocol
 from model import Network
-from networks.checkpoints import DEFAULT_CHECKPOINT, check_sha256, pick_checkpoint
+from networks.checkpoints import CFG_HELP, DEFAULT_CHECKPOINT, check_sha256, pick_checkpoint
 from tasks import Task
 from training.evaluation import Settings, evaluate_folder, frames_of, pick_tasks
 from training.worst_frames import write_worst
@@ -120,6 +120,7 @@ def check_views(network: Network | Backend, arguments: argparse.Namespace) -> No
 def make_parser() -> Parser:
     parser = Parser(description="Evaluates a checkpoint on a split of a data set.")
     parser.add_argument("--checkpoint", metavar="FILE", help=DEFAULT_CHECKPOINT)
+    parser.add_argument("--cfg", default="", metavar="FILE", help=CFG_HELP)
     parser.add_argument("--data", metavar="FOLDER", help="default: the data sets of the training")
     parser.add_argument("--split", help="default: the validation split of the training")
     parser.add_argument("--domain", default="", metavar="NAME", help="predict as for this data set of the training")
@@ -166,7 +167,7 @@ def report(arguments: argparse.Namespace, device: torch.device) -> None:
     """Evaluates as the command line says, prints the tables and writes the reports."""
     path = pick_checkpoint(arguments.checkpoint)
     check_sha256(path, arguments.sha256)
-    network = open_network(path, arguments.backend, arguments.device, arguments.precision)
+    network = open_network(path, arguments.backend, arguments.device, arguments.precision, arguments.cfg)
     check_views(network, arguments)
     config = make_config(
         {"batch_size": arguments.batch_size, "workers": arguments.workers, "device": arguments.device,

@@ -7,6 +7,7 @@
     python export.py --checkpoint C --format openvino --int8             # calibrated on the training frames
     python export.py --checkpoint C --format safetensors                 # the weights and settings, as others read them
     python export.py --checkpoint C --format safetensors --half          # the same in half the bytes
+    python export.py --checkpoint C --format darknet                     # .weights, .cfg, .names; encoder darknet alone
 
 The graph takes uint8 RGB (B, H, W, 3) and gives class ids, metres, ... at the size of the image: pre-processing and
 post-processing are inside unless --input float or --outputs raw leaves them to the caller. With --size, the graph also
@@ -40,7 +41,7 @@ from geometry import resize_image
 from images import SAMPLE, find_images, read_image
 from metrics import Protocol
 from model import LEAST_SIDE, Network, load_network, mixed_domains, tasks_of
-from networks.checkpoints import DEFAULT_CHECKPOINT, file_sha256, pick_checkpoint
+from networks.checkpoints import CFG_HELP, DEFAULT_CHECKPOINT, file_sha256, pick_checkpoint
 from tasks import Task
 from training.evaluation import Settings, evaluate_folder, pick_tasks
 from user_input.flags import Parser, fraction, number, positive_int, refuse, width_and_height
@@ -118,6 +119,7 @@ def compare_metrics(network: Network, backend: Backend, root: str, path: Path) -
 def make_parser() -> Parser:
     parser = Parser(description="Writes a checkpoint as a file for other programs, and checks the file.")
     parser.add_argument("--checkpoint", metavar="FILE", help=DEFAULT_CHECKPOINT)
+    parser.add_argument("--cfg", default="", metavar="FILE", help=CFG_HELP)
     parser.add_argument("--format", default="onnx", choices=tuple(FORMATS))
     parser.add_argument("--output", metavar="FILE", help="default: beside the checkpoint")
     parser.add_argument(
@@ -148,9 +150,9 @@ def make_parser() -> Parser:
 
 def check_options(parser: Parser, arguments: argparse.Namespace) -> None:
     """Raises ValueError for options that mean nothing together."""
-    if arguments.format == "safetensors":
-        refuse(parser, arguments, GRAPH_OPTIONS, "is of a graph; --format safetensors holds the whole network")
-    elif arguments.half:
+    if arguments.format in ("safetensors", "darknet"):
+        refuse(parser, arguments, GRAPH_OPTIONS, f"is of a graph; --format {arguments.format} holds the whole network")
+    if arguments.half and arguments.format != "safetensors":
         raise ValueError(f"--half goes with --format safetensors, not {arguments.format}")
     if arguments.int8 and arguments.format not in ("onnx", "openvino"):
         raise ValueError(f"--int8 goes with --format onnx or openvino, not {arguments.format}")
@@ -178,7 +180,7 @@ def main() -> None:
     path = pick_checkpoint(arguments.checkpoint)
     suffix, write = FORMATS[arguments.format]
     output = output_path(arguments, path, suffix)
-    network = load_network(path)
+    network = load_network(path, arguments.cfg)
     tasks = tasks_of(network, arguments.domain, path)
     if warning := mixed_domains(network, arguments.domain):
         print(f"warning: {warning}", file=sys.stderr)
@@ -212,7 +214,7 @@ def main() -> None:
     written = [output, output.with_suffix(".bin")] if suffix == ".xml" else [output]
     print(f"{output}: {', '.join(tasks)}; {sum(file.stat().st_size for file in written) / 1e6:.1f} MB")
     print(f"sha256 {file_sha256(output)}{' (.xml and then .bin)' if suffix == '.xml' else ''}")
-    if arguments.format != "safetensors":
+    if arguments.format not in ("safetensors", "darknet"):
         print(f"input {signature.in_words()['input']}")
     for folder in folders if arguments.int8 else ():
         compare_metrics(network, backend, folder, path)

@@ -2,6 +2,7 @@
 
     python inference.py                                   # the newest run, or the weights in model/, on a picture
     python inference.py --checkpoint C --input photo.jpg --output predictions
+    python inference.py --checkpoint yolov3.weights --input photo.jpg    # darknet's; yolov3.cfg stands beside it
     python inference.py --checkpoint C --input folder/ more/*.jpg "set/**/*.png"    # folders with their sub-folders
     python inference.py --checkpoint C --input clip.mp4   # or camera:0, or rtsp://...: a video
     python inference.py --checkpoint C --domain camvid    # a network of several data sets: this one's classes alone
@@ -33,8 +34,8 @@ from deploy.image_folder import Job, expand_patterns, find_inputs, make_jobs, pr
 from deploy.predictor import Predictor
 from deploy.video import VIEWS, is_video, predict_video, video_name
 from images import SAMPLE
-from model import mixed_domains
-from networks.checkpoints import DEFAULT_CHECKPOINT, check_sha256, pick_checkpoint
+from model import load_network, mixed_domains
+from networks.checkpoints import CFG_HELP, DEFAULT_CHECKPOINT, check_sha256, pick_checkpoint
 from user_input.flags import Parser, fraction, number, refuse
 from utils import printable, run, setup_cpu
 
@@ -50,8 +51,9 @@ def make_parser() -> Parser:
     parser = Parser(description="Predicts on images and videos.")
     parser.add_argument(
         "--checkpoint", metavar="FILE",
-        help=f"of train.py, a file of export.py, or the paper's .ckpt; {DEFAULT_CHECKPOINT}",
+        help=f"of train.py, a file of export.py, the paper's .ckpt, or darknet's .weights; {DEFAULT_CHECKPOINT}",
     )  # fmt: skip
+    parser.add_argument("--cfg", default="", metavar="FILE", help=CFG_HELP)
     parser.add_argument(
         "--input", nargs="+", default=[str(SAMPLE)], metavar="INPUT",
         help=f"images, folders, patterns in quotes, or videos, camera:N, rtsp://...; default: {SAMPLE}",
@@ -130,8 +132,9 @@ def main() -> int:
     path = pick_checkpoint(arguments.checkpoint)
     check_sha256(path, arguments.sha256)
     few = not videos and len(images) < SETUP_PAYS_FROM
+    source = load_network(path, arguments.cfg) if arguments.cfg else path
     predictor = Predictor(
-        path, arguments.backend, arguments.device, arguments.precision, arguments.domain, arguments.mirror, few,
+        source, arguments.backend, arguments.device, arguments.precision, arguments.domain, arguments.mirror, few,
         arguments.score, arguments.overlap, arguments.fov,
     )  # fmt: skip
     if distributed.is_main() and (warning := mixed_domains(predictor.backend, arguments.domain)):

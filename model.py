@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from config import Config, make_config
+from config import Config, check_darknet, make_config
 from geometry import LEAST_SIDE, resize_raw
 from networks.checkpoints import (
     CHECKPOINT_FORMAT,
@@ -24,10 +24,11 @@ from networks.checkpoints import (
     read_checkpoint,
     read_torch_file,
 )
+from networks.darknet_files import read_darknet
 from networks.decoders import DECODERS, build_decoder
 from networks.encoders import ShapesOnly, build_encoder, read_weights
 from networks.paper_checkpoints import read_published
-from tasks import CLASS_LISTS, Task, check_parts, completed, tasks_from_plain
+from tasks import CLASS_LISTS, OTHER_NAMES, Task, check_parts, completed, tasks_from_plain
 from tasks.fields import shown
 from user_input.text_files import read_json
 from user_input.values import near
@@ -54,7 +55,8 @@ class Network(nn.Module):
         self.domains = {name: dict(own) for name, own in (domains or {}).items()}
         self.cameras: dict[str, dict[str, float]] = {}  # of the training, see `cameras_from_plain`
         self.encoder = encoder
-        self.decoder = build_decoder(config, encoder.channels, encoder.strides)
+        self.decoder = build_decoder(config, encoder.channels, encoder.strides, getattr(encoder, "own_maps", 0))
+        self.multiple, self.stretch = getattr(encoder, "multiple", 1), getattr(encoder, "stretch", None)
         # {task: indices of the decoder's maps that its head reads}
         self.levels = {name: tuple(task.levels(self.decoder.strides)) for name, task in tasks.items()}
         self.used = sorted({level for levels in self.levels.values() for level in levels})
@@ -68,7 +70,7 @@ class Network(nn.Module):
             part.initialise()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.heads_of(self.shared(images))
+        return self.heads_of(self.shared(images), images.shape[-2:])
 
     def shared(self, images: Tensor) -> list[Tensor]:
         """Images -> the maps (B, width, h, w) that the heads read, the finest first."""
@@ -81,10 +83,20 @@ class Network(nn.Module):
 
     def maps(self, normalized: Tensor) -> list[Tensor]:
         """Images, normalized by the encoder's mean and std -> the maps that the heads read."""
-        maps = self.decoder(self.encoder(normalized))
+        maps = self.decoder(self.encoder(self.whole_cells(normalized)))
         # Finer maps are computed from coarser ones. With an alias of each, the gradient by a map is that of the heads
         # that read it, and no other map's.
         return [maps[level].view_as(maps[level]) if len(self.used) > 1 else maps[level] for level in self.used]
+
+    def whole_cells(self, images: Tensor) -> Tensor:
+        """Images as an encoder takes them whose maps must not be rounded up: stretched to its one size, or padded at
+        the right and bottom to multiples of a number of pixels."""
+        if self.stretch:
+            return resize_raw(images, self.stretch).to(images.dtype)
+        if self.multiple == 1:
+            return images
+        height, width = images.shape[-2:]
+        return F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple), value=self.encoder.fill)
 
     @torch.inference_mode()
     def predict(
@@ -96,12 +108,17 @@ class Network(nn.Module):
         """
         return decode(self(images), sizes, self.tasks if tasks is None else tasks)
 
-    def heads_of(self, shared: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The maps of `shared` -> {task: raw output}."""
+    def heads_of(self, shared: Sequence[Tensor], size: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """The maps of `shared` -> {task: raw output}, for images of this size; None: no side of theirs was padded."""
         if self.training and self.config.dropout:
             shared = [F.dropout2d(item, self.config.dropout) for item in shared]  # whole channels
         maps = dict(zip(self.used, shared, strict=True))
-        return {name: head(*(maps[level] for level in self.levels[name])) for name, head in self.heads.items()}
+        raws = {name: head(*(maps[level] for level in self.levels[name])) for name, head in self.heads.items()}
+        if size is None or self.stretch or self.multiple == 1:
+            return raws
+        sides = [max(side, LEAST_SIDE) if isinstance(side, int) else side for side in size]
+        padded = [side + -side % self.multiple for side in sides]
+        return {name: self.tasks[name].crop(raw, sides, padded) for name, raw in raws.items()}
 
 
 def decode(
@@ -172,7 +189,9 @@ def build_network(
 ) -> Network:
     """The network that `config` describes; `load_encoder=False` when the weights come from a checkpoint."""
     weights = config.encoder_weights if load_encoder else "none"
-    encoder = build_encoder(config.encoder, weights, DECODERS[config.decoder].finest_stride)
+    check_darknet(config)
+    finest = DECODERS[config.decoder].finest_stride
+    encoder = build_encoder(config.encoder, weights, finest, config.darknet_cfg, config.box_layers == "yolo")
     return Network(encoder, tasks, config, domains)
 
 
@@ -199,12 +218,18 @@ def count_cost(network: Network, height: int, width: int) -> tuple[int, int]:
 # ---------------------------------------------------------------------------------------------- loading
 
 
-def load_network(path: str | Path) -> Network:
-    """A checkpoint of ours, or one that the paper's authors published -> network in eval mode on the CPU.
+def load_network(path: str | Path, cfg: str | Path | None = None) -> Network:
+    """A checkpoint of ours, one that the paper's authors published, or darknet's .weights -> network in eval mode on
+    the CPU. cfg: the .cfg file of .weights; None = the one beside it.
 
     Raises FileNotFoundError or ValueError in one line.
     """
     path = Path(path)
+    if path.suffix == ".weights":
+        content = read_darknet(path, Path(cfg) if cfg else None, CLASS_LISTS, OTHER_NAMES)
+        return network_from_checkpoint(content, path)
+    if cfg:
+        raise ValueError(f"--cfg is for a .weights file of darknet; {path} holds its settings")
     if path.suffix == ".safetensors":
         return network_from_checkpoint(read_safetensors(path), path)
     content = read_torch_file(path)

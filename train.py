@@ -72,7 +72,9 @@ def summary(training: Training, mixture: Mixture, val: Mapping[str, Frames], epo
     if training.teachers:
         lines.append(f"teachers  {len(config.teachers)}, of {', '.join(training.teachers.taught)}")
     lines.append(f"steps     {epoch_steps} an epoch, {training.total_steps} in all, {config.accumulate} batches each")
-    lines.append(f"settings  {' '.join(f'{name}={value}' for name, value in plain(config).items())}")
+    # Of a text of many lines, such as a .cfg file, config.yaml has the rest.
+    settings = {name: str(value).partition("\n")[0] for name, value in plain(config).items()}
+    lines.append(f"settings  {' '.join(f'{name}={value}' for name, value in settings.items())}")
     return "\n".join(lines)
 
 

@@ -91,7 +91,7 @@ class Reference:
         height, width = image.shape[:2]
         pixels = ((image / 255 - self.mean) / self.std).transpose(2, 0, 1)[None].astype(np.float32)
         images = torch.from_numpy(pixels).to(self.network.mean.device)
-        raws: dict[str, Tensor] = self.network.heads_of(self.network.maps(images))
+        raws: dict[str, Tensor] = self.network.heads_of(self.network.maps(images), images.shape[-2:])
         found = {}
         for name, raw in raws.items():
             if raw.dim() != 4:  # no map, such as boxes

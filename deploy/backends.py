@@ -181,9 +181,10 @@ def open_backend(
 
 
 def open_network(
-    path: Path, backend: str = "", device: torch.device | str | None = None, precision: str = "auto"
+    path: Path, backend: str = "", device: torch.device | str | None = None, precision: str = "auto", cfg: str = ""
 ) -> Network | Backend:
-    """A checkpoint's network as it was trained, or in a back end; a file of export.py is in one."""
+    """A checkpoint's network as it was trained, or in a back end; a file of export.py is in one. cfg: of .weights."""
     if backend or path.suffix.lower() in (*FILES, ".pt2"):
-        return open_backend(path, backend or "auto", device, precision)
-    return load_network(path)
+        source = load_network(path, cfg) if cfg else path
+        return open_backend(source, backend or "auto", device, precision)
+    return load_network(path, cfg)

@@ -33,7 +33,7 @@ class Graph(nn.Module):
             image = self.resize(image)
         if self.signature.bytes_in:
             image = (image / 255 - self.network.mean) / self.network.std
-        raws = self.network.heads_of(self.network.maps(image))
+        raws = self.network.heads_of(self.network.maps(image), image.shape[-2:])
         outputs = [task.select(raws[name]) for name, task in self.signature.heads.items()]
         if self.signature.units_out:
             tasks = self.signature.tasks.values()

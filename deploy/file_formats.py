@@ -34,6 +34,7 @@ from deploy.signature import (
 )
 from model import Network, load_network
 from networks.checkpoints import CHECKPOINT_FORMAT, CHECKPOINT_VERSION
+from networks.darknet_files import write_darknet
 from tasks import tasks_to_plain
 from utils import require
 
@@ -163,7 +164,14 @@ def write_safetensors(network: Network, signature: Signature, path: Path, calibr
     return open_backend(load_network(path), "eager")
 
 
+def write_weights(network: Network, signature: Signature, path: Path, calibration: Sequence[Tensor]) -> Backend:
+    classes = next(iter(network.tasks.values())).section().get("classes", ())
+    write_darknet(path, network.config, classes, network.state_dict())
+    return open_backend(load_network(path), "eager")
+
+
 FORMATS = {
     "onnx": (".onnx", write_onnx), "openvino": (".xml", write_openvino), "torch": (".pt2", write_torch),
     "aotinductor": (".pt2", write_aotinductor), "safetensors": (".safetensors", write_safetensors),
+    "darknet": (".weights", write_weights),
 }  # fmt: skip

@@ -19,6 +19,7 @@ from utils import whole_file
 RUNS = Path("runs")
 SHIPPED = Path("model/nyudv2_lite0.safetensors")  # rooms: docs/NYUDV2.md
 DEFAULT_CHECKPOINT = f"default: best.pt of the newest run; without a run, {SHIPPED}"
+CFG_HELP = "the layers of a .weights file of darknet; default: the file beside it with this ending"
 CHECKPOINT_FORMAT = "joint-segmentation-depth"
 CHECKPOINT_VERSION = 1
 MOST_VALUES = 100_000  # names and numbers in the settings of a checkpoint

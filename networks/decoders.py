@@ -246,11 +246,57 @@ def fit(x: Tensor, height: int, width: int) -> Tensor:
     return x[..., :height, :width]
 
 
+# ----------------------------------------------------------------------------------------- the encoder's own maps
+
+
+class NoDecoder(nn.Module):
+    """No map of its own: the heads read those of the encoder's own output layers (`WithOwnMaps`)."""
+
+    finest_stride: ClassVar = 2**31  # no features
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels, self.strides, self.width, self.stride = (), (), 0, 0
+
+    @classmethod
+    def from_config(cls, config: Config, channels: Sequence[int], strides: Sequence[int]) -> NoDecoder:
+        return cls()
+
+    def initialise(self) -> None:
+        return
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return ()
+
+
+class WithOwnMaps(nn.Module):
+    """A decoder, whose maps are followed by the encoder's last `count` ones: those of its own output layers."""
+
+    def __init__(self, inner: nn.Module, channels: Sequence[int], strides: Sequence[int]) -> None:
+        super().__init__()
+        self.inner, self.count = inner, len(channels)
+        self.channels, self.strides = (*inner.channels, *channels), (*inner.strides, *strides)
+        self.width, self.stride = inner.width or channels[0], inner.stride or strides[0]
+
+    def initialise(self) -> None:
+        self.inner.initialise()
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return (*self.inner(features[: -self.count]), *features[-self.count :])
+
+
 # -------------------------------------------------------------------------------------------------- the table
 
-DECODERS: dict[str, type[LightWeightRefineNet] | type[UNet]] = {"refinenet": LightWeightRefineNet, "unet": UNet}
+DECODERS: dict[str, type[LightWeightRefineNet] | type[UNet] | type[NoDecoder]] = {
+    "refinenet": LightWeightRefineNet, "unet": UNet, "none": NoDecoder,
+}  # fmt: skip
 
 
-def build_decoder(config: Config, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
-    """The decoder `config.decoder` for features with these channels and strides; `initialise` it afterwards."""
-    return DECODERS[config.decoder].from_config(config, channels, strides)
+def build_decoder(config: Config, channels: Sequence[int], strides: Sequence[int], own_maps: int = 0) -> nn.Module:
+    """The decoder `config.decoder` for features with these channels and strides; `initialise` it afterwards.
+
+    The last `own_maps` of them are those of the encoder's own output layers.
+    """
+    count = len(channels) - own_maps
+    inner = DECODERS[config.decoder].from_config(config, channels[:count], strides[:count])
+    return WithOwnMaps(inner, channels[count:], strides[count:]) if own_maps else inner

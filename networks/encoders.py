@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from config import DARKNET
 from networks.checkpoints import check_weights, read_torch_file
+from networks.darknet import build_darknet
 from user_input.values import near
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -159,7 +161,7 @@ class TimmEncoder(nn.Module):
         import timm  # only needed for its encoders, and slow to import
 
         if not timm.is_model(name):
-            known = [*ENCODERS, *timm.list_models()]
+            known = [*ENCODERS, "darknet:FILE.cfg", *timm.list_models()]
             raise ValueError(f"encoder: unknown name {name!r}{near(name, known)}; timm.list_models() lists them")
         info, reason = feature_info(name)
         indices = [i for i, stride in enumerate(info.reduction()) if stride >= finest_stride] if info else []
@@ -250,17 +252,22 @@ ENCODERS: dict[str, Callable[[int], nn.Module]] = {  # name -> builder(finest_st
 }
 
 
-def build_encoder(name: str, weights: str = "none", finest_stride: int = 4) -> nn.Module:
+def build_encoder(
+    name: str, weights: str = "none", finest_stride: int = 4, cfg: str = "", own_boxes: bool = False
+) -> nn.Module:
     """An encoder that gives its features from `finest_stride` on; weights: imagenet | none | a file.
 
+    Of `darknet`, cfg is the text of its .cfg file; with own_boxes the maps of its [yolo] layers follow the features.
     Raises ValueError or FileNotFoundError in one line, also when timm's download is out of reach.
     """
-    if name not in ENCODERS:
+    if name == DARKNET:
+        encoder = build_darknet(cfg, finest_stride, own_boxes)
+    elif name not in ENCODERS:
         encoder = TimmEncoder(name, weights == "imagenet", finest_stride)
     else:
         encoder = ENCODERS[name](finest_stride)
-        if weights == "imagenet":
-            raise ValueError(f"encoder_weights: {name} has none to download; {encoder.no_download}")
+    if weights == "imagenet" and hasattr(encoder, "no_download"):
+        raise ValueError(f"encoder_weights: {name} has none to download; {encoder.no_download}")
     if weights not in ("imagenet", "none"):
         encoder.load_file(Path(weights))
     return encoder

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tasks.base import Task
 from tasks.boxes import Boxes
-from tasks.classes import CLASS_LISTS, NO_CLASS
+from tasks.classes import CLASS_LISTS, NO_CLASS, OTHER_NAMES
 from tasks.dense import DenseTask
 from tasks.depth import Depth
 from tasks.fields import shown, task_from_fields
@@ -24,6 +24,7 @@ from user_input.values import near
 __all__ = [
     "CLASS_LISTS",
     "NO_CLASS",
+    "OTHER_NAMES",
     "TASKS",
     "Boxes",
     "DenseTask",

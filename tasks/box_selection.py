@@ -5,6 +5,8 @@ Only comparisons, sorting and products of fixed shapes: the same code runs in Py
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -78,3 +80,28 @@ def suppress(found: Tensor, most_overlap: float) -> Tensor:
 def select_boxes(found: Tensor, most_overlap: float) -> Tensor:
     """Candidates (B, K, 6), best first -> (B, 100, 6) after suppression, best first; score 0 = no box."""
     return best_of(suppress(found, most_overlap), MOST_BOXES)
+
+
+def differing_boxes(found: Tensor, wanted: Tensor, least_score: float, tolerance: float) -> tuple[float, int, int]:
+    """Two predictions (B, K, 7) -> (largest difference of the corners of the same box in pixels, boxes without a
+    counterpart, boxes in all), of those with `least_score`.
+
+    A counterpart has the class, an IoU of 0.9, and a score that is off by at most `tolerance`.
+    """
+    off, changed, count = 0.0, 0, 0
+    for mine, theirs in zip(found, wanted, strict=True):
+        for boxes, others in ((mine, theirs), (theirs, mine)):
+            boxes = boxes[boxes[:, 4] >= least_score]
+            if not boxes.isfinite()[:, :6].all():
+                return math.inf, len(boxes), len(boxes)
+            count += len(boxes)
+            if not len(boxes):
+                continue
+            close = overlaps(boxes[:, :4], others[:, :4]) > 0.9
+            close &= boxes[:, None, 5] == others[None, :, 5]
+            close &= (boxes[:, None, 4] - others[None, :, 4]).abs() <= tolerance
+            changed += int((~close.any(1)).sum())
+            gaps = (boxes[:, None, :4] - others[None, :, :4]).abs().amax(2)
+            gaps = torch.where(close, gaps, torch.inf).amin(1)
+            off = max(off, float(gaps[close.any(1)].max()) if close.any() else 0.0)
+    return off, changed, count

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import loss
 from config import Config
@@ -19,6 +19,7 @@ from drawing import class_palette, curves
 from geometry import Pixels, View
 from metrics import Protocol
 from networks.box_head import FIRST_CLASS, BoxHead
+from networks.yolo_head import MOST_OWN_MAPS, YoloHead, fields_of_yolo
 from tasks.average_precision import DIRECTIONS, BoxMetrics
 from tasks.base import HERE, Size, Task
 from tasks.box_distance import distances
@@ -26,11 +27,12 @@ from tasks.box_drawing import box_text, draw_boxes
 from tasks.box_files import boxes_at_size, open_boxes, read_box_section, read_boxes
 from tasks.box_loss import box_loss, weight_of
 from tasks.box_objects import OBJECT, write_objects
-from tasks.box_selection import best_of, candidates, overlaps, select_boxes
+from tasks.box_selection import best_of, candidates, differing_boxes, select_boxes
 from tasks.box_survey import box_coverage, box_survey_lines, survey_boxes, suspicious_boxes
 from tasks.box_teaching import BoxTeaching
 from tasks.classes import SharesClasses, check_classes, check_outputs
 from tasks.stored_boxes import StoredBoxes
+from tasks.yolo_loss import yolo_loss
 
 STRIDES = (8, 16, 32)  # of the maps whose cells find boxes
 LEAST_VISIBLE = 0.5  # of a box in a view: what is seen less of is neither a thing to find nor background
@@ -55,7 +57,8 @@ class Boxes(SharesClasses, BoxTeaching, Task):
     classes: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
     outputs: tuple[int, ...] = ()  # of the head that data sets share: those of its classes; () = all, in order
-    layers: str = "light"  # of the head: light | plain
+    layers: str = "light"  # of the head: light | plain | yolo
+    own_maps: int = 0  # of the encoder, which the head `yolo` reads; 0 = the decoder's
     most_overlap: float = 0.6  # IoU with a better box of the class above which a box is the same thing
     least_score: float = 0.3  # of the boxes that are shown and saved; metrics take all
 
@@ -69,13 +72,17 @@ class Boxes(SharesClasses, BoxTeaching, Task):
     def from_section(cls, section: Mapping[str, object], config: Config) -> Boxes:
         classes = section["classes"]
         colors = tuple(map(tuple, class_palette()[1 : len(classes) + 1].tolist()))
-        return cls(classes, colors, layers=config.box_layers)
+        return cls(classes, colors, layers=config.box_layers, **fields_of_yolo(config))
 
     def section(self) -> dict[str, object]:
         return {"format": "objects", "classes": list(self.classes)}
 
     def check_fields(self) -> None:
         check_classes(self.classes, self.colors)
+        if (self.layers == "yolo") != (0 < self.own_maps <= MOST_OWN_MAPS):
+            raise ValueError(
+                f"own_maps is {self.own_maps}; it must be 1 to {MOST_OWN_MAPS} for yolo, 0 for other layers"
+            )
         for name in ("most_overlap", "least_score"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name):g}; it must be in 0..1")
@@ -85,6 +92,13 @@ class Boxes(SharesClasses, BoxTeaching, Task):
             check_outputs(self, len(head.classes))
         elif len(self.classes) != len(head.classes):
             raise ValueError(f"boxes: it has {len(self.classes)} classes, its head {len(head.classes)}")
+
+    @classmethod
+    def join(cls, tasks: Mapping[str, Boxes], merge: bool) -> tuple[Boxes, dict[str, Boxes]]:
+        head, parts = super().join(tasks, merge)
+        if head.own_maps and any(part.is_part for part in parts.values()):
+            raise ValueError("box_layers: yolo takes data sets of one class list; light and plain take several")
+        return head, parts
 
     def with_thresholds(self, score: float | None, overlap: float | None) -> Boxes:
         given = {"least_score": score, "most_overlap": overlap}
@@ -147,6 +161,8 @@ class Boxes(SharesClasses, BoxTeaching, Task):
     # ------------------------------------------------------------------------------ the network
 
     def levels(self, strides: Sequence[int]) -> tuple[int, ...]:
+        if self.own_maps:
+            return tuple(range(len(strides) - self.own_maps, len(strides)))
         found = tuple(index for index, stride in enumerate(strides) if stride in STRIDES)
         if not found:
             raise ValueError(
@@ -154,7 +170,9 @@ class Boxes(SharesClasses, BoxTeaching, Task):
             )
         return found
 
-    def head(self, channels: Sequence[int], strides: Sequence[int], config: Config) -> BoxHead:
+    def head(self, channels: Sequence[int], strides: Sequence[int], config: Config) -> nn.Module:
+        if self.own_maps:
+            return YoloHead(channels, len(self.classes), config.darknet_cfg)
         return BoxHead(channels, len(self.classes), self.layers)
 
     def select(self, raw: Tensor) -> Tensor:
@@ -173,7 +191,7 @@ class Boxes(SharesClasses, BoxTeaching, Task):
         return weight_of(target)
 
     def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
-        return box_loss(raw, target)
+        return yolo_loss(raw, target) if self.own_maps else box_loss(raw, target)
 
     def decode(self, raw: Tensor, size: Size) -> Tensor:
         return self._at_size(select_boxes(candidates(raw.float()), self.most_overlap), size)
@@ -197,8 +215,10 @@ class Boxes(SharesClasses, BoxTeaching, Task):
 
     def crop(self, raw: Tensor, size: Size, padded: Size) -> Tensor:
         """The maps' sizes in cells become those of the image, which need not be whole."""
-        factors = [whole / part for whole, part in zip(size[::-1], padded[::-1], strict=True)]  # width, height
-        return torch.cat([raw[..., :2], raw[..., 2:4] * raw.new_tensor(factors), raw[..., 4:]], dim=2)
+        (height, width), (tall, wide) = size, padded
+        # Without a tensor of these numbers: they are open where a graph for any size is made.
+        places = [raw[..., :2], raw[..., 2:3] * width / wide, raw[..., 3:4] * height / tall]
+        return torch.cat([*places, raw[..., 4:]], dim=2)
 
     def resize(self, prediction: Tensor, before: Size, size: Size) -> Tensor:
         y, x = (new / old for new, old in zip(size, before, strict=True))
@@ -276,23 +296,7 @@ class Boxes(SharesClasses, BoxTeaching, Task):
         Counted are boxes with `least_score`. A counterpart has the class, an IoU of 0.9, and a score that is off by at
         most `tolerance`, or 0.01.
         """
-        off, changed, count = 0.0, 0, 0
-        for mine, theirs in zip(found.float(), wanted.float(), strict=True):
-            for boxes, others in ((mine, theirs), (theirs, mine)):
-                boxes = boxes[boxes[:, SCORE] >= self.least_score]
-                if not boxes.isfinite()[:, :DISTANCE].all():
-                    return math.inf, len(boxes), len(boxes)
-                count += len(boxes)
-                if not len(boxes):
-                    continue
-                close = overlaps(boxes[:, :4], others[:, :4]) > 0.9
-                close &= boxes[:, None, FOUND_CLASS] == others[None, :, FOUND_CLASS]
-                close &= (boxes[:, None, SCORE] - others[None, :, SCORE]).abs() <= max(tolerance, 0.01)
-                changed += int((~close.any(1)).sum())
-                gaps = (boxes[:, None, :4] - others[None, :, :4]).abs().amax(2)
-                gaps = torch.where(close, gaps, torch.inf).amin(1)
-                off = max(off, float(gaps[close.any(1)].max()) if close.any() else 0.0)
-        return off, changed, count
+        return differing_boxes(found.float(), wanted.float(), self.least_score, max(tolerance, 0.01))
 
     def draw(self, prediction: np.ndarray, size: Size | None = None, shown: Size | None = None) -> np.ndarray:
         page = np.full((*(shown or size), 3), EMPTY_PAGE, np.uint8)

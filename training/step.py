@@ -89,7 +89,7 @@ class Passes(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         shared = self.network.shared(images)
-        return shared, self.network.heads_of(shared)
+        return shared, self.network.heads_of(shared, images.shape[-2:])
 
 
 class Training:
