@@ -51,6 +51,8 @@ media: $(VENV)/installed-dev
 	$(PICTURE) results --checkpoint $(INDOOR) --data dataset/replica_office0 --name office
 	$(PICTURE) surface --checkpoint $(INDOOR) --data dataset/redkitchen
 	$(PICTURE) results --checkpoint $(SHIPPED) --data dataset/nyudv2 --name nyudv2
+	$(BIN)/python evaluate.py --checkpoint $(SHIPPED) --data dataset/nyudv2 --worst 2 --output predictions/worst.json
+	$(PICTURE) stack --pictures predictions/worst/*.jpg --name nyudv2_worst
 	$(PICTURE) cloud --checkpoint $(SHIPPED) --picture $(PHOTO)
 	$(PICTURE) app --checkpoint $(SHIPPED) --picture $(PHOTO)
 	$(BIN)/jupyter execute --inplace notebooks/quickstart.ipynb

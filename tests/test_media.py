@@ -77,6 +77,11 @@ def test_the_script(script, trained, rooms_folder, tmp_path):
     width, height = Image.open(options[-1]).size
     drawn = Image.open(tmp_path / "media" / "room.jpg")
     assert drawn.width == 4 * width and drawn.height > height  # the image and three tasks
+    rooms = [tmp_path / "media" / "room.jpg"] * 2
+    done = script(PICTURES, "stack", "--pictures", *rooms, "--name", "two", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    two = Image.open(tmp_path / "media" / "two.jpg")
+    assert two.width == 960 and two.height == 2 * round(960 * drawn.height / drawn.width)
     shutil.copytree(rooms_folder, tmp_path / "other")
     yaml_file = tmp_path / "other" / "dataset.yaml"
     yaml_file.write_text(yaml_file.read_text().replace("name: rooms", "name: other"))
@@ -85,7 +90,8 @@ def test_the_script(script, trained, rooms_folder, tmp_path):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    ("surface", "--checkpoint"), ("surface --checkpoint x.pt", "--data is needed"),
+    ("surface", "--checkpoint is needed"), ("stack", "--pictures is needed"),
+    ("surface --checkpoint x.pt", "--data is needed"),
     ("results --checkpoint x.pt", "--data is needed"), ("results --checkpoint x.pt --frames 0", "--frames: got '0'"),
     ("architecture", "invalid choice"),
 ])  # fmt: skip

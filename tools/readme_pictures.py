@@ -5,6 +5,7 @@
     python -m tools.readme_pictures surface --checkpoint C --data dataset/redkitchen                 # media/surface.jpg
     python -m tools.readme_pictures cloud --checkpoint C --picture photo.jpg                         # media/cloud.jpg
     python -m tools.readme_pictures app --checkpoint C --picture photo.jpg      # media/app.jpg, from Chromium
+    python -m tools.readme_pictures stack --pictures predictions/worst/*.jpg --name worst     # below one another
 
 Run it in the root of the repository. Needs requirements/dev.txt.
 """
@@ -37,6 +38,7 @@ from utils import require, run, setup_cpu
 MEDIA = Path("media")
 PANEL_WIDTH = 320  # pixels, as shown in the README
 WIDTH = 1440  # of pictures that are a single row
+STACK_WIDTH = 960
 SURFACE_SIZE = (540, 720)  # height, width
 PAGE_SIZE = (1400, 960)  # width, height of the browser
 VOXEL_M, MAX_DEPTH_M = 0.02, 5.0
@@ -244,8 +246,8 @@ def photograph_app(checkpoint: Path, picture: Path, size: tuple[int, int]) -> np
 
 def main() -> None:
     parser = Parser(description="The pictures of the README.")
-    parser.add_argument("what", choices=("overview", "results", "surface", "cloud", "app"))
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument("what", choices=("overview", "results", "surface", "cloud", "app", "stack"))
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="for all but stack")
     parser.add_argument(
         "--data", nargs="+", type=Path, metavar="FOLDER",
         help="results: data sets of the training; surface: one folder of posed images",
@@ -253,14 +255,21 @@ def main() -> None:
     parser.add_argument("--split", default="val", help="results: of the data sets")
     parser.add_argument("--frames", type=positive_int, default=2, help="results: how many of each data set")
     parser.add_argument("--picture", type=Path, default=SAMPLE, metavar="IMAGE", help="overview, cloud, app: a photo")
+    parser.add_argument(
+        "--pictures", nargs="+", type=Path, metavar="FILE", help="stack: such as evaluate.py --worst draws"
+    )
     parser.add_argument("--name", help="of the file in media/, without its ending; default: what is drawn")
     arguments = parser.parse_args()
-    if arguments.what in ("results", "surface") and not arguments.data:
-        raise ValueError("--data is needed")
+    needed = {"results": ("checkpoint", "data"), "surface": ("checkpoint", "data"), "stack": ("pictures",)}
+    for option in needed.get(arguments.what, ("checkpoint",)):
+        if not getattr(arguments, option):
+            raise ValueError(f"--{option} is needed")
     setup_cpu()
     output = MEDIA / f"{arguments.name or arguments.what}.jpg"
     if arguments.what == "app":
         picture = photograph_app(arguments.checkpoint, arguments.picture, PAGE_SIZE)
+    elif arguments.what == "stack":
+        picture = stack([smaller(read_image(path), STACK_WIDTH) for path in arguments.pictures])
     else:
         predictor = Predictor(arguments.checkpoint)
         if arguments.what == "results":
