@@ -36,10 +36,14 @@ def area(boxes: Tensor) -> Tensor:
 
 def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
     """IoU of boxes (..., n, 4) with others (..., m, 4) -> (..., n, m)."""
-    first, second = boxes[..., :, None, :], others[..., None, :, :]
-    sides = (torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])).clamp(0)
-    shared = sides[..., 0] * sides[..., 1]
-    return shared / (area(first) + area(second) - shared).clamp(min=1e-9)
+    first, second = boxes[..., :, None, :].unbind(-1), others[..., None, :, :].unbind(-1)
+    # One side after the other: (n, m, 2) numbers at once take twice the time on a CPU.
+    width, height = (
+        (torch.minimum(first[side + 2], second[side + 2]) - torch.maximum(first[side], second[side])).clamp(0)
+        for side in (0, 1)
+    )
+    shared = width * height
+    return shared / (area(boxes)[..., :, None] + area(others)[..., None, :] - shared).clamp(min=1e-9)
 
 
 def candidates(raw: Tensor) -> Tensor:
@@ -48,8 +52,8 @@ def candidates(raw: Tensor) -> Tensor:
     A cell gives its best class alone. Where there are fewer cells, the rest has score 0.
     """
     boxes, inside = boxes_in_cells(raw)
-    scores, classes = raw[..., FIRST_CLASS:].sigmoid().max(2)
-    boxes = boxes.clamp(0, 1)
+    logits, classes = raw[..., FIRST_CLASS:].max(2)
+    scores, boxes = logits.sigmoid(), boxes.clamp(0, 1)
     usable = inside & ((boxes[..., 2:] - boxes[..., :2]) > LEAST_SIDE).all(2)
     found = torch.cat([boxes, (scores * usable)[..., None], classes[..., None].to(boxes)], dim=2)
     padding = found.new_zeros((1, CANDIDATES, 6)).expand(found.shape[0], -1, -1)
@@ -73,7 +77,7 @@ def suppress(found: Tensor, most_overlap: float) -> Tensor:
     clash = better * (same & (overlaps(found[..., :4], found[..., :4]) > most_overlap)).float()  # (B, K, K)
     stays = torch.ones_like(found[..., 4])
     for _ in range(ROUNDS):
-        stays = 1 - (clash * stays[:, :, None]).amax(1)
+        stays = (torch.bmm(stays[:, None], clash)[:, 0] == 0).float()  # how many staying better boxes suppress each
     return torch.cat([found[..., :4], (found[..., 4] * stays)[..., None], found[..., 5:]], dim=2)
 
 
