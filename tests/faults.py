@@ -111,6 +111,21 @@ def goes_on(run: Path, whole: Path, *arguments: object) -> str:
     return "" if done.returncode == 0 and same_weights(run, whole) else f"other weights {done.stderr[-300:]}"
 
 
+def stop_while_writing(run: Path, process: Process, rng: random.Random) -> bool:
+    """Stops a training in the middle of writing a file, however fast it writes; False when it ended before."""
+    while wait_until(lambda: steps_logged(run) > 0 and any(run.glob(".*.tmp")), process):
+        time.sleep(rng.uniform(0, 0.01))
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            os.killpg(process.pid, signal.SIGSTOP)
+            # The signal is on its way; 'R', 'S' or 'D' stands behind the name until it has arrived, then 'T'.
+            while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "RSD":
+                time.sleep(0.001)
+            if any(run.glob(".*.tmp")):  # else the file was complete by then: the next one
+                return True
+            os.killpg(process.pid, signal.SIGCONT)
+    return False
+
+
 # ---------------------------------------------------------------------------------------------- faults
 
 
@@ -131,11 +146,8 @@ def kill_often(data: Path, folder: Path, whole: Path, kills: int, seed: int = 0)
                 done = finish(process)
                 assert done.returncode == 0, done.stderr
                 break
-            partly = [True]
             if counts["kills"] % 2:
-                # A file that grows beside the checkpoint: it is being written.
-                alive = wait_until(lambda run=run: steps_logged(run) > 0 and any(run.glob(".*.tmp")), process)
-                time.sleep(rng.uniform(0, 0.01))
+                alive = stop_while_writing(run, process, rng)
             else:
                 alive = wait_until(lambda run=run: (run / "last.pt").exists(), process)
                 try:

@@ -16,7 +16,7 @@ def prepared(rooms_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 def test_kills_at_random_moments(prepared, tmp_path):
     counts = kill_often(*prepared[:1], tmp_path, prepared[1], kills=4)
-    assert counts["kills"] == counts["checkpoint loads"] == 4 and counts["while writing"] >= 1
+    assert counts["kills"] == counts["checkpoint loads"] == 4 and counts["while writing"] >= 2
     assert counts["same weights"] == counts["runs"] >= 1
 
 
