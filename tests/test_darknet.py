@@ -247,7 +247,8 @@ def test_cfg_is_given_or_refused(script, tmp_path):
 
 @pytest.mark.parametrize("form", ["onnx", "xml", "safetensors"])
 def test_exported_files_give_the_same(form, script, tmp_path):
-    weights = write_network(tmp_path, thin("yolov3", side=96))
+    # Of 75 convolutions ONNX's exporter makes a graph in half a minute, of the smaller network's 13 in seconds.
+    weights = write_network(tmp_path, thin("yolov3-tiny" if form == "onnx" else "yolov3", side=96))
     kind = {"onnx": "onnx", "xml": "openvino", "safetensors": "safetensors"}[form]
     output = tmp_path / f"net.{form}"
     done = script(

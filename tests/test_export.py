@@ -91,9 +91,9 @@ def test_what_is_inside_the_graph_can_be_chosen(exported, trained, rooms_folder,
     assert network_input(torch.zeros(1, 3, 72, 96, dtype=torch.uint8), backend.signature).dtype == wanted
 
 
-@pytest.mark.parametrize("outputs", ["units", "raw"])
+@pytest.mark.parametrize("outputs", [(), ("--outputs", "raw")], ids=["units", "raw"])
 def test_a_picture_of_another_shape_fits_into_a_graph_of_one_size(exported, trained, outputs):
-    file, _ = exported("onnx", "--size", "96x72", "--outputs", outputs)
+    file, _ = exported("onnx", "--size", "96x72", *outputs)
     rng = np.random.default_rng(0)
     image = np.array(Image.fromarray(rng.integers(0, 256, (6, 12, 3), np.uint8)).resize((96, 48), Image.BICUBIC))
     mine, theirs = (Predictor(source, *kind)(image) for source, kind in ((file, ()), (trained / "best.pt", ("eager",))))

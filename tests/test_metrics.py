@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torchmetrics
 
 from metrics import DepthMetrics, NormalMetrics, Protocol, SegmentationMetrics
 
@@ -26,6 +25,8 @@ def test_segmentation_by_hand():
 
 
 def test_segmentation_equals_torchmetrics():
+    import torchmetrics  # its import takes 3 s, in each process that collects this file
+
     random = torch.Generator().manual_seed(1)
     ours = SegmentationMetrics(CLASSES)
     theirs = torchmetrics.JaccardIndex("multiclass", num_classes=4, ignore_index=255, average="none")
@@ -70,6 +71,8 @@ def test_depth_pooled_and_per_image_differ_as_they_should():
 
 
 def test_depth_equals_torchmetrics_whatever_the_batches():
+    import torchmetrics
+
     random = torch.Generator().manual_seed(2)
     target = torch.rand(6, 9, 7, generator=random) * 9 + 0.5
     prediction = target * (0.7 + 0.6 * torch.rand(target.shape, generator=random))

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchmetrics
 import yaml
 from helpers import ENCODERS, tasks
 from helpers import settings as network_settings
@@ -144,6 +143,8 @@ def test_views_of_labels_are_the_room_rendered_again(index, zoom, mirror, data):
     st.floats(0, 0.9),
 )
 def test_segmentation_equals_torchmetrics_on_any_maps(classes, batch, height, width, seed, unlabeled):
+    import torchmetrics  # as in test_metrics.py
+
     random = torch.Generator().manual_seed(seed)
     target = torch.randint(0, classes, (batch, height, width), generator=random)
     prediction = torch.randint(0, classes, (batch, height, width), generator=random)
@@ -171,6 +172,8 @@ def test_segmentation_equals_torchmetrics_on_any_maps(classes, batch, height, wi
 @often
 @given(st.integers(1, 5), st.integers(1, 17), st.integers(1, 13), st.integers(0, 2**31), st.booleans())
 def test_depth_equals_torchmetrics_on_any_maps(batch, height, width, seed, per_image):
+    import torchmetrics  # as in test_metrics.py
+
     random = torch.Generator().manual_seed(seed)
     target = 10 * torch.rand(batch, height, width, generator=random) + 0.01
     prediction = 10 * torch.rand(batch, height, width, generator=random) + 0.01

@@ -97,7 +97,7 @@ def test_it_learns(rooms_folder, tiny_settings, script, tmp_path):
     folder = shutil.copytree(rooms_folder, tmp_path / "rooms")
     (folder / "train.txt").write_text("\n".join((folder / "train.txt").read_text().splitlines() * 4))
     plain = ["--zoom", "1,1", "--mirror", "false", "--color", 0, "--crop", "72,96", "--loss_stride", 1]
-    longer = ["--epochs", 40, "--eval_every", 40, "--decoder_width", 64, "--crp_stages", 2]
+    longer = "--epochs 40 --eval_every 40 --decoder_width 64 --crp_stages 2 --encoder mobilenetv3_small_050".split()
     where = ["--data", folder, "--val_split", "train", "--run", tmp_path / "run"]
     done = script("train.py", "--config", tiny_settings, *where, *plain, *longer)
     assert done.returncode == 0, done.stderr
@@ -108,20 +108,7 @@ def test_it_learns(rooms_folder, tiny_settings, script, tmp_path):
 
 def test_evaluation_options(trained, script, tmp_path):
     output = tmp_path / "e.json"
-    options = [
-        "--mirror",
-        "--scales",
-        "0.75,1",
-        "--cap",
-        "3",
-        "--per_image",
-        "--split",
-        "train",
-        "--batch_size",
-        5,
-        "--worst",
-        1,
-    ]
+    options = "--mirror --scales 0.75,1 --cap 3 --per_image --split train --batch_size 5 --worst 1".split()
     done = script("evaluate.py", "--checkpoint", trained / "best.pt", "--workers", 0, "--output", output, *options)
     assert done.returncode == 0, done.stderr
     report = json.loads(output.read_text())
