@@ -139,7 +139,7 @@ def tasks_of(network: Network, domain: str, path: Path) -> dict[str, Task]:
     if domain not in network.domains:
         known = ", ".join(network.domains) or "no data sets"
         raise ValueError(f"--domain: {path} does not know {domain!r}{near(domain, network.domains)}; it has: {known}")
-    return network.domains[domain]
+    return {**network.tasks, **network.domains[domain]}  # what was kept from another network is in no data set
 
 
 def mixed_domains(network: Network, domain: str) -> str:
@@ -147,7 +147,8 @@ def mixed_domains(network: Network, domain: str) -> str:
 
     Outputs of different class lists were trained apart: which of them is largest says little.
     """
-    mixed = [name for name in network.tasks if any(own[name].is_part for own in network.domains.values())]
+    views = network.domains.values()
+    mixed = [name for name in network.tasks if any(name in own and own[name].is_part for own in views)]
     if domain or not mixed:
         return ""
     return (
