@@ -63,6 +63,8 @@ class Config:
 
     # Network
     init: str = ""  # a checkpoint to start from: whatever fits, such as all but the head of other classes; "" = none
+    # Tasks of `init`'s network that stay beside `tasks`, without labels and without training: boxes of a .weights file
+    keep: tuple[str, ...] = ()
     # mobilenetv2_paper, any timm model with features at strides 4 to 32, unet, unet_512, darknet:FILE.cfg
     encoder: str = "resnet18"
     darknet_cfg: str = ""  # the text of the encoder darknet's .cfg file; darknet:FILE.cfg reads it
@@ -88,6 +90,7 @@ class Config:
     warmup_steps: int = 50
     clip_norm: float = 10.0  # 0 = off
     freeze_bn: bool = False  # keep the encoder's batch-norm statistics and scales as its weights have them
+    freeze_encoder: bool = False  # train decoder and heads alone; the encoder stays bit for bit
     sync_bn: bool = False  # with several processes: batch norm over the frames of all of them; on GPUs only
     ema: float = 0.99  # decay of the averaged weights that are evaluated and kept; 0 = off
 

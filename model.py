@@ -28,6 +28,7 @@ from networks.darknet_files import read_darknet
 from networks.decoders import DECODERS, build_decoder
 from networks.encoders import ShapesOnly, build_encoder, read_weights
 from networks.paper_checkpoints import read_published
+from networks.tutorial_checkpoints import is_tutorial, read_tutorial
 from tasks import CLASS_LISTS, OTHER_NAMES, Task, check_parts, completed, tasks_from_plain
 from tasks.fields import shown
 from user_input.text_files import read_json
@@ -139,7 +140,7 @@ def tasks_of(network: Network, domain: str, path: Path) -> dict[str, Task]:
     if domain not in network.domains:
         known = ", ".join(network.domains) or "no data sets"
         raise ValueError(f"--domain: {path} does not know {domain!r}{near(domain, network.domains)}; it has: {known}")
-    return network.domains[domain]
+    return {**network.tasks, **network.domains[domain]}  # what was kept from another network is in no data set
 
 
 def mixed_domains(network: Network, domain: str) -> str:
@@ -147,7 +148,8 @@ def mixed_domains(network: Network, domain: str) -> str:
 
     Outputs of different class lists were trained apart: which of them is largest says little.
     """
-    mixed = [name for name in network.tasks if any(own[name].is_part for own in network.domains.values())]
+    views = network.domains.values()
+    mixed = [name for name in network.tasks if any(name in own and own[name].is_part for own in views)]
     if domain or not mixed:
         return ""
     return (
@@ -219,8 +221,8 @@ def count_cost(network: Network, height: int, width: int) -> tuple[int, int]:
 
 
 def load_network(path: str | Path, cfg: str | Path | None = None) -> Network:
-    """A checkpoint of ours, one that the paper's authors published, or darknet's .weights -> network in eval mode on
-    the CPU. cfg: the .cfg file of .weights; None = the one beside it.
+    """A checkpoint of ours, of the paper's authors or of the YOLOv3 tutorial, or darknet's .weights -> network in eval
+    mode on the CPU. cfg: the .cfg file of .weights, None = the one beside it; of the tutorial, None = its own network.
 
     Raises FileNotFoundError or ValueError in one line.
     """
@@ -228,12 +230,16 @@ def load_network(path: str | Path, cfg: str | Path | None = None) -> Network:
     if path.suffix == ".weights":
         content = read_darknet(path, Path(cfg) if cfg else None, CLASS_LISTS, OTHER_NAMES)
         return network_from_checkpoint(content, path)
+    content = read_torch_file(path) if path.suffix != ".safetensors" else {}
+    of_others = isinstance(content, dict) and content.get("format") != CHECKPOINT_FORMAT and "state_dict" in content
+    if of_others and is_tutorial(content["state_dict"]):
+        content = read_tutorial(content["state_dict"], path, Path(cfg) if cfg else None, CLASS_LISTS, OTHER_NAMES)
+        return network_from_checkpoint(content, path)
     if cfg:
         raise ValueError(f"--cfg is for a .weights file of darknet; {path} holds its settings")
     if path.suffix == ".safetensors":
         return network_from_checkpoint(read_safetensors(path), path)
-    content = read_torch_file(path)
-    if isinstance(content, dict) and content.get("format") != CHECKPOINT_FORMAT and "state_dict" in content:
+    if of_others:
         return network_from_checkpoint(read_published(content["state_dict"], path, CLASS_LISTS["nyu40"]), path)
     return network_from_checkpoint(read_checkpoint(path), path)
 

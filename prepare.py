@@ -1,4 +1,4 @@
-"""Turns the official files of a data set into a folder that train.py reads, and checks such folders.
+"""Turns the official files of a data set into a folder that train.py reads, and checks and measures such folders.
 
 python prepare.py rooms --workers 2                        # generated rooms with exact labels
 python prepare.py nyudv2 --download                        # fetches the public archive (812 MB) and unpacks it
@@ -15,6 +15,7 @@ python prepare.py pennfudan --download                     # boxes; 54 MB
 python prepare.py redkitchen --images tsdf-fusion-python-master.zip
 python prepare.py replica --images CSCI5561_Project-main.zip
 python prepare.py check FOLDER                             # reads every file of any data set, draws a mosaic
+python prepare.py anchors --data FOLDER                    # of its boxes, for the [yolo] layers of a .cfg file
 
 dataset/README.md says where the files come from; `python prepare.py COMMAND --help` names the options. Folders are
 accepted in place of the archives of all but nyudv2.
@@ -29,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rooms import generate
-from sources import camvid, carvana, coco, kitti, nyudv2, pennfudan, redkitchen, replica, voc
+from sources import anchors, camvid, carvana, coco, kitti, nyudv2, pennfudan, redkitchen, replica, voc
 from sources.validate import check_folder
 from user_input.flags import Parser
 from user_input.values import near
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "redkitchen": redkitchen.command,
         "replica": replica.command,
         "check": check,
+        "anchors": anchors.command,
     }
     if arguments[:1] in (["-h"], ["--help"]):
         print(__doc__.strip())

@@ -30,11 +30,12 @@ from torch.utils.data import DataLoader
 import distributed
 from config import Config, add_settings, plain
 from dataset import Frames, batches_of, eval_loader
-from model import Network, build_network, count_cost, freeze_batch_norm
+from model import Network, build_network, count_cost
 from tasks import Task
 from training.best import Best, choose_best
 from training.data import cameras_of, load_data, some_labels
 from training.evaluation import accumulate, values_of
+from training.frozen import to_train_mode
 from training.log import Log
 from training.mixture import Mixture, frames_of_step, steps_per_epoch, train_loader
 from training.resume import locked, resume_run, start_from, start_run
@@ -52,11 +53,12 @@ def summary(training: Training, mixture: Mixture, val: Mapping[str, Frames], epo
     parameters, operations = count_cost(training.evaluated, *config.crop)
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     cost = f"{parameters:,} parameters, {operations / 1e9:.2f} G multiply-adds at {config.crop[1]}x{config.crop[0]}"
-    weights = ", ".join(f"{name} (weight {config.loss_weights.get(name, 1):g})" for name in training.network.tasks)
+    weights = ", ".join(f"{name} (weight {config.loss_weights.get(name, 1):g})" for name in training.learned)
+    kept = f"; kept: {', '.join(config.keep)}" if config.keep else ""
     lines = [
         f"device    {machine(device)}, {str(training.precision).removeprefix('torch.')}, {versions}",
         f"network   {config.encoder}, {config.decoder}, {cost}",
-        f"tasks     {weights}, {config.task_weighting}",
+        f"tasks     {weights}, {config.task_weighting}{kept}",
     ]
     for part, share in zip(mixture.parts, mixture.shares, strict=True):
         name, labels = part.folder.name, []
@@ -219,12 +221,6 @@ def start_heads(network: Network, mixture: Mixture) -> None:
         bias = task.first_output(some_labels(mixture, name))
         if bias is not None:
             network.heads[name][-1].bias.fill_(bias)
-
-
-def to_train_mode(network: Network) -> None:
-    network.train()
-    if network.config.freeze_bn:
-        freeze_batch_norm(network.encoder)
 
 
 def loop(run: Run) -> None:

@@ -174,7 +174,8 @@ def make_signature(
     # The graph selects a data set's outputs of a shared head, so that its own are all that the reader sees.
     own = tasks if whole else {name: _of_all_outputs(task) for name, task in tasks.items()}
     # Of a graph for one data set, its camera alone.
-    mine = {name: camera for name, camera in network.cameras.items() if network.domains.get(name) == tasks}
+    views = {name: {**network.tasks, **of_set} for name, of_set in network.domains.items()}
+    mine = {name: camera for name, camera in network.cameras.items() if views.get(name) == tasks}
     cameras = network.cameras if whole else mine or network.cameras
     return Signature(
         own, network.config, domains, cameras, bytes_in, units_out, size, batch, int8, mean, std, heads=tasks

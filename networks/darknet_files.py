@@ -160,7 +160,11 @@ def read_darknet(
     weights: dict[str, Tensor] = {"encoder.seen": torch.tensor(header.seen)}
     for number, values in tensors_of(path, header, cfg.convolutions).items():
         weights |= {name_of(cfg, number, name): value for name, value in values.items()}
-    names = class_names(path, cfg.yolo[0].classes, class_lists, other_names)
+    return network_content(cfg, class_names(path, cfg.yolo[0].classes, class_lists, other_names), weights)
+
+
+def network_content(cfg: Cfg, names: Sequence[str], weights: Mapping[str, Tensor]) -> dict[str, object]:
+    """A darknet network as the content of a checkpoint of ours, in plain types."""
     # Stretched to the network's size from twice as many pixels: two steps blur, and the second one averages in pairs.
     long_side = max(cfg.height, cfg.width) * (1 if cfg.letterbox else 2)
     config = Config(

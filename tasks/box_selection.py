@@ -86,12 +86,25 @@ def select_boxes(found: Tensor, most_overlap: float) -> Tensor:
     return best_of(suppress(found, most_overlap), MOST_BOXES)
 
 
+ROUGH = 0.05  # from this tolerance on, as of int8, boxes are compared as detections are
+
+
+def counterparts(boxes: Tensor, others: Tensor, tolerance: float) -> Tensor:
+    """Boxes (n, 7) and others (m, 7) of one frame -> (n, m): whether the other stands for the same thing.
+
+    It has the class, an IoU above 0.9, and a score that is off by at most `tolerance`. From `ROUGH` on: the class, an
+    IoU of at least 0.5, as AP50 asks for, and at least half of the score.
+    """
+    same, shared = boxes[:, None, 5] == others[None, :, 5], overlaps(boxes[:, :4], others[:, :4])
+    scores, theirs = boxes[:, None, 4], others[None, :, 4]
+    if tolerance < ROUGH:
+        return same & (shared > 0.9) & ((scores - theirs).abs() <= tolerance)
+    return same & (shared >= 0.5) & (theirs >= scores / 2)
+
+
 def differing_boxes(found: Tensor, wanted: Tensor, least_score: float, tolerance: float) -> tuple[float, int, int]:
     """Two predictions (B, K, 7) -> (largest difference of the corners of the same box in pixels, boxes without a
-    counterpart, boxes in all), of those with `least_score`.
-
-    A counterpart has the class, an IoU of 0.9, and a score that is off by at most `tolerance`.
-    """
+    counterpart in the other prediction, boxes in all), of those with `least_score` in either."""
     off, changed, count = 0.0, 0, 0
     for mine, theirs in zip(found, wanted, strict=True):
         for boxes, others in ((mine, theirs), (theirs, mine)):
@@ -101,9 +114,7 @@ def differing_boxes(found: Tensor, wanted: Tensor, least_score: float, tolerance
             count += len(boxes)
             if not len(boxes):
                 continue
-            close = overlaps(boxes[:, :4], others[:, :4]) > 0.9
-            close &= boxes[:, None, 5] == others[None, :, 5]
-            close &= (boxes[:, None, 4] - others[None, :, 4]).abs() <= tolerance
+            close = counterparts(boxes, others, tolerance)
             changed += int((~close.any(1)).sum())
             gaps = (boxes[:, None, :4] - others[None, :, :4]).abs().amax(2)
             gaps = torch.where(close, gaps, torch.inf).amin(1)

@@ -293,8 +293,7 @@ class Boxes(SharesClasses, BoxTeaching, Task):
     def difference(self, found: Tensor, wanted: Tensor, tolerance: float) -> tuple[float, int, int]:
         """(largest difference of the corners of the same box in pixels, boxes without a counterpart, boxes in all).
 
-        Counted are boxes with `least_score`. A counterpart has the class, an IoU of 0.9, and a score that is off by at
-        most `tolerance`, or 0.01.
+        Counted are boxes with `least_score`; `counterparts` says which is one, for a tolerance of at least 0.01.
         """
         return differing_boxes(found.float(), wanted.float(), self.least_score, max(tolerance, 0.01))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from networks.darknet_cfg import parse_cfg
 from networks.darknet_layers import Cfg
 from networks.darknet_text import sections_of, text_of
+from tasks.box_selection import boxes_in_cells
 
 CONFIGS = ROOT / "configs" / "darknet"
 
@@ -133,3 +134,12 @@ def decoded(x: Tensor, values: dict[str, str], frame: torch.Size) -> Tensor:
         scores = squashed[:, 4:5] * squashed[:, 5:]
         rows.append(torch.cat([torch.stack([cx, cy, w, h], 1), scores], 1).flatten(2).transpose(1, 2))
     return torch.cat(rows, 1)
+
+
+def found_by(network: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """(B, N, 4 + C) as `by_hand` gives it."""
+    with torch.no_grad():
+        raw = network(x)["boxes"]
+    boxes, _ = boxes_in_cells(raw)
+    middle, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    return torch.cat([middle, sides, raw[..., 8:].sigmoid()], dim=2)

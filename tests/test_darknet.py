@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, only_error_line, shared
-from darknet_nets import CONFIGS, by_hand, numbers_for, thin, write_network
+from darknet_nets import CONFIGS, by_hand, found_by, numbers_for, thin, write_network
 from helpers import tasks
 
 from config import Config, make_config, plain, with_darknet_file
@@ -30,15 +30,6 @@ def test_the_number_of_weights_is_the_published_one(name):
     assert f"{COUNTS[name]:,} numbers" in (CONFIGS / f"{name}.cfg").read_text()
     if name != "yolov3-tiny":  # darknet53.conv.74
         assert sum(layer.weights for layer in cfg.convolutions if layer.number < 74) == 40_620_640
-
-
-def found_by(network: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """(B, N, 4 + C) as `by_hand` gives it."""
-    with torch.no_grad():
-        raw = network(x)["boxes"]
-    boxes, _ = boxes_in_cells(raw)
-    middle, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
-    return torch.cat([middle, sides, raw[..., 8:].sigmoid()], dim=2)
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -30,7 +30,10 @@ U8, U16, F32 = np.uint8, np.uint16, np.float32
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "allowed: rooms, nyudv2, kitti, camvid, carvana, voc, coco, pennfudan, redkitchen, replica, check"),
+        (
+            "",
+            "allowed: rooms, nyudv2, kitti, camvid, carvana, voc, coco, pennfudan, redkitchen, replica, check, anchors",
+        ),
         ("nyudv --download", "unknown command 'nyudv' .did you mean 'nyudv2'"),
         ("nyudv2", "--archive"),
         ("nyudv2 --mat a --archive b", "not allowed with"),
@@ -58,7 +61,7 @@ def test_script_prints_one_error_line(script: Script, tmp_path: Path) -> None:
 
 def test_help_of_the_script_and_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare.main(["--help"]) == 0
-    commands = "rooms nyudv2 kitti camvid carvana voc coco pennfudan redkitchen replica check"
+    commands = "rooms nyudv2 kitti camvid carvana voc coco pennfudan redkitchen replica check anchors"
     for command in commands.split():
         with pytest.raises(SystemExit) as end:
             prepare.main([command, "--help"])

@@ -14,6 +14,7 @@ from dataset import Frames, class_frequencies
 from folders import make_domains, read_folder, read_list, refuse_shared_frames
 from rooms.generate import write as write_rooms
 from tasks import Task, tasks_from_plain
+from training.frozen import kept_tasks
 from training.mixture import Mixture
 
 
@@ -34,6 +35,7 @@ def load_data(
             f"teacher_labels: no data set has labels in {config.teacher_labels}/: python teach.py makes them"
         )
     heads, domains = make_domains(folders, config)
+    heads |= kept_tasks(config) if not resume else {}
     if resume:
         stored = {name: tasks_from_plain(tasks) for name, tasks in resume["domains"].items()}
         if stored.keys() != domains.keys():

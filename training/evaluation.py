@@ -88,9 +88,9 @@ def pick_tasks(network: Network | Backend, folder: Folder, path: Path, domain: s
     reasons = []
     for tasks in choices:
         misfits = [task.misfit(folder.sections[name]) for name, task in tasks.items() if name in folder.sections]
-        if not any(misfits):
+        if not any(misfits) and (domain or set(tasks) & set(labeled)):  # a kept task is in none of the data sets
             return tasks
-        reasons.append(next(filter(None, misfits)))
+        reasons += list(filter(None, misfits))[:1]
     raise ValueError(
         f"{folder.root}: its classes are not those of {path}: it has {' or '.join(dict.fromkeys(reasons))}"
     )

@@ -18,6 +18,7 @@ from config import Config, config_from, given_settings, make_config, settings_fr
 from folders import label_tasks, read_folder
 from model import Network, load_network
 from networks.checkpoints import read_checkpoint
+from training.frozen import check_frozen, refuse_new_weights
 
 # What may change when a run is resumed; everything else would make it another training.
 RESUMABLE = {
@@ -33,6 +34,7 @@ LOCK = ".lock"  # in each run folder, also the sign that the folder is a run
 def start_run(arguments: argparse.Namespace) -> tuple[Path, Config, dict[str, object] | None]:
     """The folder and the settings of a new run. Raises ValueError for a folder that holds anything but a run."""
     config = config_from(arguments)
+    check_frozen(config)
     if distributed.count() > 1 and not arguments.run:
         raise ValueError("--run is needed with several processes, so that all of them write to one folder")
     folder = Path(arguments.run or f"runs/{datetime.now():%Y%m%d-%H%M%S}-{config.encoder}")
@@ -103,6 +105,7 @@ def start_from(network: Network, path: Path) -> str:
         if name in weights and weights[name].shape == tensor.shape and not name.startswith(tuple(other))
     }  # fmt: skip
     network.load_state_dict(chosen, strict=False)
+    refuse_new_weights(network, [name for name in wanted if name not in chosen], path)
     new = dict.fromkeys(name.rpartition(".")[0] for name in wanted if name not in chosen)
     return f"{path}, {len(chosen)} of {len(wanted)} tensors; new: {', '.join(new) or 'nothing'}"
 

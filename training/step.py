@@ -17,12 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 import distributed
 from config import Config, plain
 from geometry import Pixels
-from model import Network, freeze_batch_norm
+from model import Network
 from networks.checkpoints import save_checkpoint
 from networks.encoders import load_matching
 from tasks import tasks_to_plain
 from tasks.base import Target
 from training.average import Average
+from training.frozen import learned_maps, learned_tasks, to_train_mode
 from training.mixture import frames_of_step
 from training.optimizer import build_optimizer, rate_factor, restore_optimizer
 from training.teachers import Teachers
@@ -105,13 +106,13 @@ class Training:
     ) -> None:
         self.network, self.config, self.device, self.precision = network, config, device, precision
         self.total_steps = total_steps
-        if config.freeze_bn:
-            freeze_batch_norm(network.encoder)
+        to_train_mode(network)
+        self.learned = learned_tasks(network)
         self.average = Average(network, config.ema) if config.ema else None
         self.teachers = None
         if config.teachers:
-            paths = [Path(item) for item in config.teachers]
-            self.teachers = Teachers(paths, network.tasks, config.long_side, device, precision)
+            paths, own = [Path(item) for item in config.teachers], {name: network.tasks[name] for name in self.learned}
+            self.teachers = Teachers(paths, own, config.long_side, device, precision)
         self.passes: nn.Module = Passes(network)
         if distributed.count() > 1:
             if config.task_weighting == "upgrad":
@@ -119,7 +120,7 @@ class Training:
             if config.sync_bn:
                 convert_sync_batchnorm(network, device)
             self.passes = DistributedDataParallel(self.passes, [device] if device.type == "cuda" else None)
-        self.weighting = build_weighting(config.task_weighting, list(network.tasks), config.loss_weights).to(device)
+        self.weighting = build_weighting(config.task_weighting, self.learned, config.loss_weights).to(device)
         self.optimizer = build_optimizer(network, config, self.weighting)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.step, self.data_steps = 0, 0  # of the optimizer, and of the data: fp16 skips some updates
@@ -188,7 +189,7 @@ class Training:
     def split(self, batch: Mapping[str, Tensor], pixels: Pixels) -> dict[Group, Labels]:
         """The labels of a batch by group, on the CPU, at `pixels`: full-size labels never go to the device."""
         names, parts = list(self.network.domains), {}
-        for number, task in enumerate(self.network.tasks):
+        for number, task in enumerate(self.learned):
             members: dict[Group, list[int]] = {}
             rows = zip(batch["domain"].tolist(), batch["weight"][:, number].tolist(), strict=True)
             for frame, (domain, weight) in enumerate(rows):
@@ -233,6 +234,7 @@ class Training:
         images = batch["image"].to(self.device, non_blocking=True, memory_format=layout)
         with autocast(self.device, self.precision):
             shared, outputs = self.passes(images)
+        shared = learned_maps(self.network, shared)
         losses: dict[str, Tensor] = {}
         portions: dict[str, float] = {}  # of the step's labeled frames
         for group, (frames, target, _, importance) in labels.items():
