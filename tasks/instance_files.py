@@ -45,10 +45,10 @@ def section_of_boxes(boxes: Mapping[str, object], own: Mapping[str, object], whe
         return None
     for key in own:
         if key not in ONLY_OURS:
-            said = (
-                f"{where}.{key}: the masks are those of boxes, which say it; here are allowed: {', '.join(ONLY_OURS)}"
+            raise ValueError(
+                f"{where}.{key}: its masks are those of boxes, which say it{near(str(key), ONLY_OURS)}; "
+                f"allowed here: {', '.join(ONLY_OURS)}"
             )
-            raise ValueError(said + near(str(key), ONLY_OURS))
     return _with_things(boxes, own, where)
 
 
@@ -113,6 +113,6 @@ def _numbers_in(mask: np.ndarray) -> np.ndarray:
 
 
 def mask_to_save(numbers: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Numbers of things (H, W), 0 = none, and their classes -> a 16-bit mask as `section()` of the task describes it."""
+    """Numbers of things (H, W), 0 = none, and their classes -> a 16-bit mask as the task's `section` describes it."""
     things = numbers > 0
     return np.where(things, (classes.astype(np.uint16) + 1) * DIVISOR + numbers, 0).astype(np.uint16)

@@ -29,7 +29,7 @@ def group(raw: Tensor, size: tuple[int, int], least: float) -> Tensor:
     bilinear resize of small maps of it, one for each center, gives what resized offsets would.
     """
     raw = raw.float()
-    batch, _, height, width = raw.shape
+    height, width = raw.shape[-2:]
     scores, rows, columns = peaks(raw[:, HEAT], least)
     down = torch.arange(height, device=raw.device)[:, None] + CELLS * raw[:, DOWN] - height / 2
     right = torch.arange(width, device=raw.device) + CELLS * raw[:, RIGHT] - width / 2
@@ -58,7 +58,7 @@ def peaks(heat: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def averaged(views: list[tuple[Tensor, bool]]) -> Tensor:
-    """Raw outputs of several views of the same frames, and whether each is mirrored -> their mean, of the first's size."""
+    """(raw output, whether it is mirrored) of several views of the same frames -> their mean, of the first's size."""
     size, total = tuple(views[0][0].shape[-2:]), torch.zeros(())
     for raw, mirrored in views:
         down, right = (side / of for side, of in zip(size, raw.shape[-2:], strict=True))

@@ -1,4 +1,4 @@
-"""Panoptic quality, Kirillov et al., arXiv 1801.00868, section 4: how well segments are found, things and stuff alike."""
+"""Panoptic quality: how well segments are found, things and stuff alike. Kirillov et al., arXiv 1801.00868."""
 
 from __future__ import annotations
 
