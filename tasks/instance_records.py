@@ -70,7 +70,7 @@ def _record(number: np.ndarray, kind: np.ndarray, score: np.ndarray, distance: n
 
 
 def placed(record: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
-    """The record with `xyz_m` of its things: x right, y down, z forward, of their centers of mass at their distances."""
+    """The record with `xyz_m` of its things: x right, y down, z forward: their centers of mass at their distances."""
     found = record.copy()
     x, y = record["things"]["middle"].T
     rays = np.stack([(x - camera["cx"]) / camera["fx"], (y - camera["cy"]) / camera["fy"], np.ones(len(x))], axis=1)

@@ -14,7 +14,7 @@ from loss import Loss, sum_over
 from tasks.instance_files import PART
 
 SIGMA_PX = 6.0  # of the Gaussian around a center: 1.5 cells at stride 4
-CELLS = 8.0  # of the raw map: what an offset of 1 in the raw output spans, so that usual outputs are near 1
+CELLS = 1.0  # of the raw map: what an offset of 1 in the raw output spans; with 8, steps of Adam were too coarse
 # Of the squared error, and of an offset's error in pixels. The paper's 200 and 0.01 are for pictures of 2049x1025, in
 # which the Gaussians fill a twentieth as much, and offsets are five times as long, as in those of 320 to 640 pixels.
 HEAT_WEIGHT, OFFSET_WEIGHT = 50.0, 0.02
