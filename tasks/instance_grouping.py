@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from geometry import argmax_resized, resize_raw
-from tasks.instance_targets import CELLS, DOWN, HEAT, RIGHT
+from tasks.instance_targets import DOWN, HEAT, RIGHT
 
 MOST_THINGS = 100  # of a frame
 WINDOW = 5  # cells: a center is the largest value within so many, 20 pixels at stride 4
@@ -31,8 +31,8 @@ def group(raw: Tensor, size: tuple[int, int], least: float) -> Tensor:
     raw = raw.float()
     height, width = raw.shape[-2:]
     scores, rows, columns = peaks(raw[:, HEAT], least)
-    down = torch.arange(height, device=raw.device)[:, None] + CELLS * raw[:, DOWN] - height / 2
-    right = torch.arange(width, device=raw.device) + CELLS * raw[:, RIGHT] - width / 2
+    down = torch.arange(height, device=raw.device)[:, None] + raw[:, DOWN] - height / 2
+    right = torch.arange(width, device=raw.device) + raw[:, RIGHT] - width / 2
     rows, columns = (rows - height / 2)[..., None, None], (columns - width / 2)[..., None, None]  # (B, n, 1, 1)
     near = 2 * (down[:, None] * rows + right[:, None] * columns) - rows.square() - columns.square()
     found = scores > 0
@@ -54,7 +54,8 @@ def peaks(heat: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
     if not fixed:  # as many as the fullest frame has; a GPU would have to wait for this number
         count = max(1, int((scores > 0).sum(1).max()))
         scores, places = scores[:, :count], places[:, :count]
-    return scores, (places // width).float(), (places % width).float()
+    rows = places // width
+    return scores, rows.float(), (places - rows * width).float()  # not %: ONNX has none for a width that is open
 
 
 def averaged(views: list[tuple[Tensor, bool]]) -> Tensor:

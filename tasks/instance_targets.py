@@ -14,7 +14,6 @@ from loss import Loss, sum_over
 from tasks.instance_files import PART
 
 SIGMA_PX = 6.0  # of the Gaussian around a center: 1.5 cells at stride 4
-CELLS = 1.0  # of the raw map: what an offset of 1 in the raw output spans; with 8, steps of Adam were too coarse
 # Of the squared error, and of an offset's error in pixels. The paper's 200 and 0.01 are for pictures of 2049x1025, in
 # which the Gaussians fill a twentieth as much, and offsets are five times as long, as in those of 320 to 640 pixels.
 HEAT_WEIGHT, OFFSET_WEIGHT = 50.0, 0.02
@@ -66,7 +65,10 @@ def weight_of(target: Tensor) -> float:
 
 
 def at_pixels(raw: Tensor, pixels: Pixels) -> Tensor:
-    """raw (B, 3, h, w) -> (B, 3, rows, columns): heat, and offsets in CELLS pixels of the view."""
+    """raw (B, 3, h, w) -> (B, 3, rows, columns): heat, and offsets in pixels of the view.
+
+    In raw output they are in cells of its map: in units of 32 pixels, steps of Adam were too coarse.
+    """
     return _to_view(sample_raw(raw, pixels), raw, pixels.size)
 
 
@@ -86,5 +88,5 @@ def instance_loss(raw: Tensor, target: Tensor) -> Loss:
         raw, target = _to_view(resize_raw(raw, size), raw, size), encode(target, Pixels(size))
     labeled, things = target[:, HEAT] >= 0, ~target[:, DOWN].isnan()
     heat, weight = sum_over((raw[:, HEAT] - target[:, HEAT]).square(), labeled)
-    off = (raw[:, DOWN:] * CELLS - target[:, DOWN:].nan_to_num()).abs().sum(1)
+    off = (raw[:, DOWN:] - target[:, DOWN:].nan_to_num()).abs().sum(1)
     return HEAT_WEIGHT * heat + OFFSET_WEIGHT * sum_over(off, things)[0], weight
