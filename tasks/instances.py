@@ -58,7 +58,7 @@ class Instances(Task):
     colors: tuple[Color, ...] = ()
     stuff: tuple[str, ...] = ()
     stuff_colors: tuple[Color, ...] = ()
-    least_score: float = 0.1  # heat of a center
+    least_score: float = 0.3  # heat of a center, as of boxes
 
     # ------------------------------------------------------------------------------ a data set's files
 
