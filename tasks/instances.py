@@ -82,7 +82,7 @@ class Instances(Task):
         return {"format": "instances", "divisor": DIVISOR, "classes": list(self.classes), "stuff": list(self.stuff)}
 
     def misfit(self, section: Mapping[str, object]) -> str:
-        return differing_classes(section["things"], self.classes)
+        return differing_classes(section.get("things", section["classes"]), self.classes)
 
     def check_fields(self) -> None:
         check_classes((*self.classes, *self.stuff), (*self.colors, *self.stuff_colors))

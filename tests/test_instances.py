@@ -192,6 +192,17 @@ def test_offsets_are_learned_in_pixels_of_things_alone():
         assert sampled[0] / sampled[1] == pytest.approx(float(good / 1280), rel=0.05)
 
 
+def test_raw_offsets_are_in_cells_and_become_pixels():
+    raw, pixels = torch.ones(1, 3, 8, 5), Pixels(SIZE, 2, 1, 0)
+    sampled = TASK.sample(raw, pixels)
+    assert sampled.shape == (1, 3, 16, 20)
+    for channel, pixels_of_a_cell in enumerate((1, 32 / 8, 40 / 5)):
+        torch.testing.assert_close(sampled[:, channel], torch.full((1, 16, 20), float(pixels_of_a_cell)))
+    raw, codes = torch.randn(1, 3, 8, 5), torch.from_numpy(TWO)[None]
+    whole = Pixels(SIZE)
+    torch.testing.assert_close(TASK.loss(raw, codes), TASK.loss(TASK.sample(raw, whole), TASK.thin(codes, whole)))
+
+
 def test_a_mirrored_view_moves_labels_and_its_targets():
     mirror = View(SIZE, SIZE, np.array([[-1.0, 0, SIZE[1] - 1], [0, 1, 0]]), *SIZE, mirror=True)
     np.testing.assert_array_equal(TASK.view(TWO, mirror), TWO[:, ::-1])
@@ -289,6 +300,11 @@ def test_stuff_is_what_is_no_thing():
     assert TASK.stuff == ("wall", "floor") and TASK.colors == ((0, 0, 255), (0, 255, 0)), "segmentation's colors"
     chosen = all_beside({"s": SEGMENTATION, "i": Instances(("lamp",), ((1, 2, 3),), ("wall",), ((1, 1, 1),))})["i"]
     assert chosen.stuff == ("wall",) and chosen.stuff_colors == ((255, 0, 0),)
+
+
+def test_a_head_may_start_from_one_of_the_same_things():
+    assert TASK.continues(TASK) and TASK.continues(ALONE)
+    assert not TASK.continues(Instances(("lamp",), ((1, 2, 3),)))
 
 
 def test_what_is_missing_is_said():
