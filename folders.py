@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from config import Config
 from images import IMAGE_SUFFIXES
-from tasks import TASKS, Task
+from tasks import TASKS, Task, all_beside
 from tasks.base import check_keys
 from user_input.layouts import MOST_LIST_BYTES, Layout, csv_lines, csv_values, tab_lines, yolo_layout
 from user_input.text_files import read_text, read_yaml
@@ -39,7 +39,9 @@ class Folder:
     name: str
     splits: dict[str, str]  # split -> list file
     columns: tuple[str, ...]  # of the list files: "image" and tasks
-    sections: dict[str, dict[str, object]]  # task -> what Task.read_section made of its part of dataset.yaml
+    # Task -> what Task.read_section made of its part of dataset.yaml; a task without a column has labels in another's
+    # files (Task.shares_files).
+    sections: dict[str, dict[str, object]]
     camera: dict[str, float]  # fx, fy, cx, cy, width, height in pixels; {} = not known
     poses: str = ""  # folder of 4x4 text files, camera to world in metres, with the names of the images; "" = none
     taught: dict[str, dict[str, object]] = field(default_factory=dict)  # task -> section of a teacher's label files
@@ -102,6 +104,7 @@ def read_folder(path: str | Path, teacher_labels: str = "") -> Folder:
     sections = {
         task: TASKS[task].read_section(values.get(task) or {}, f"{where}: {task}", root) for task in columns[1:]
     }
+    sections |= shared_sections(sections, values, where)
     camera = convert(values.get("camera") or {}, dict[str, float], f"{where}: camera")
     name = str(values.get("name") or root.resolve().name)
     if "/" in name:
@@ -117,6 +120,22 @@ def read_folder(path: str | Path, teacher_labels: str = "") -> Folder:
         if file.is_file():
             taught[task] = TASKS[task].read_section(read_yaml(file).get("section") or {}, f"{file}: section", root)
     return Folder(root, name, splits, columns, sections, camera, str(values.get("poses") or ""), taught, layout)
+
+
+def shared_sections(
+    sections: Mapping[str, Mapping[str, object]], values: Mapping[str, object], where: str
+) -> dict[str, dict[str, object]]:
+    """The sections of tasks without a column whose labels stand in another task's files. `values` of dataset.yaml."""
+    found = {}
+    for task, kind in TASKS.items():
+        if task in sections or kind.shares_files not in sections:
+            continue
+        own, place = values.get(task) or {}, f"{where}: {task}"
+        check_keys(own, set(own) if isinstance(own, Mapping) else set(), place)
+        section = kind.section_within(sections[kind.shares_files], own, place)
+        if section is not None:
+            found[task] = section
+    return found
 
 
 def teacher_file(folder: Folder, image: Path, teacher_labels: str, task: str) -> Path:
@@ -185,7 +204,9 @@ def parse_line(folder: Folder, where: str, line: str) -> Frame:
         raise ValueError(f"{where}: a frame needs an image, '-' is for labels")
     image, *labels = (folder.root / cell for cell in cells)
     named = zip(folder.columns[1:], cells[1:], labels, strict=True)
-    return Frame(image, {column: file for column, cell, file in named if cell != "-"}, where)
+    found = {column: file for column, cell, file in named if cell != "-"}
+    shared = {task: TASKS[task].shares_files for task in folder.sections if task not in folder.columns}
+    return Frame(image, found | {task: found[of] for task, of in shared.items() if of in found}, where)
 
 
 def label_tasks(folder: Folder) -> list[str]:
@@ -244,7 +265,8 @@ def make_domains(folders: Sequence[Folder], config: Config) -> tuple[dict[str, T
         heads[task], parts = TASKS[task].join(labeled, config.merge_classes)
         for name in own:
             own[name][task] = parts.get(name, heads[task])
-    return heads, {name: {task: tasks[task] for task in config.tasks} for name, tasks in own.items()}
+    domains = {name: all_beside({task: tasks[task] for task in config.tasks}) for name, tasks in own.items()}
+    return all_beside(heads), domains
 
 
 def refuse_shared_frames(train: Sequence[Frame], val: Sequence[Frame]) -> None:

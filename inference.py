@@ -66,7 +66,7 @@ def make_parser() -> Parser:
     parser.add_argument("--sha256", default="", metavar="HEX", help="refuse a checkpoint with another check sum")
     parser.add_argument("--mirror", action="store_true", help="average with the mirrored picture")
     parser.add_argument(
-        "--score", type=fraction, metavar="0..1", help="least of the boxes that are shown; default: 0.3"
+        "--score", type=fraction, metavar="0..1", help="least of the boxes and things that are shown; default: 0.3"
     )
     parser.add_argument(
         "--overlap", type=fraction, metavar="0..1",

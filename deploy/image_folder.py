@@ -106,7 +106,7 @@ def refuse_files_of_others(stems: Sequence[Path], tasks: Mapping[str, Task], vid
             continue
         names = [description.name, f"{stem.name}_overview.{'mp4' if video else 'jpg'}"]
         for name, task in () if video else tasks.items():
-            names += [task.file_name(stem.name), f"{stem.name}_{name}_color.jpg"]
+            names += [*task.file_names(stem.name), f"{stem.name}_{name}_color.jpg"]
         for path in map(stem.with_name, names):
             if os.path.lexists(path):
                 raise ValueError(f"{path}: exists, and is not a result of inference.py; choose another --output")

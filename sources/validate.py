@@ -94,8 +94,10 @@ def check_frame(frame: Frame, folder: Folder, tasks: Mapping[str, Task]) -> Find
     if image is not None:
         found.size = image.shape[:2]
         found.content = hashlib.blake2b(frame.image.read_bytes()).hexdigest()
-    for name, path in frame.labels.items():
-        task, section = tasks[name], folder.sections[name]
+    for name, task in tasks.items():
+        if name not in frame.labels:
+            continue
+        path, section = frame.labels[name], folder.sections[name]
         stored = decoded("label", task.open, path, section, frame.image)
         if stored is None:
             continue
@@ -233,7 +235,7 @@ def check_folder(path: Path, split: str | None = None, picture: Path | None = No
     if split is not None and split not in folder.splits:
         hint = near(split, folder.splits)
         raise ValueError(f"--split: {path} has no split {split!r}{hint}; it has: {', '.join(folder.splits)}")
-    names = tuple(folder.sections)
+    names = folder.columns[1:]  # each file once
     tasks = make_tasks(folder, Config(tasks=names)) if names else {}
     found: dict[str, list[Findings]] = {}
     sums: dict[str, dict[str, np.ndarray]] = {}
@@ -255,7 +257,7 @@ def check_folder(path: Path, split: str | None = None, picture: Path | None = No
             lines = task.survey_lines(of_splits, folder.sections[name])
             print("\n".join(["", *lines] if lines else []))
     readable = [
-        [(split, item.frame) for item in items if item.size and item.read == item.frame.labels.keys()]
+        [(split, item.frame) for item in items if item.size and item.read == item.frame.labels.keys() & tasks.keys()]
         for split, items in found.items()
     ]
     if picture is not None and (frames := spread(readable, TILES)):

@@ -17,6 +17,7 @@ from tasks.classes import CLASS_LISTS, NO_CLASS, OTHER_NAMES
 from tasks.dense import DenseTask
 from tasks.depth import Depth
 from tasks.fields import shown, task_from_fields
+from tasks.instances import Instances
 from tasks.normals import Normals
 from tasks.segmentation import Segmentation
 from user_input.values import near
@@ -29,9 +30,11 @@ __all__ = [
     "Boxes",
     "DenseTask",
     "Depth",
+    "Instances",
     "Normals",
     "Segmentation",
     "Task",
+    "all_beside",
     "check_parts",
     "completed",
     "task_giving",
@@ -39,7 +42,7 @@ __all__ = [
     "tasks_to_plain",
 ]
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Segmentation, Depth, Normals, Boxes)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Segmentation, Depth, Normals, Boxes, Instances)}
 
 
 def task_giving(what: str, tasks: Mapping[str, Task | type[Task]] = TASKS) -> str:
@@ -50,6 +53,11 @@ def task_giving(what: str, tasks: Mapping[str, Task | type[Task]] = TASKS) -> st
 def completed(found: Mapping[str, Tensor], tasks: Mapping[str, Task]) -> dict[str, Tensor]:
     """{task: prediction} of the same frames, with what one task takes of the others'."""
     return {name: tasks[name].complete(value, found, tasks) for name, value in found.items()}
+
+
+def all_beside(tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """The tasks of a training, each of which knows the others. Raises ValueError when one misses another."""
+    return {name: task.beside(tasks) for name, task in tasks.items()}
 
 
 def tasks_to_plain(tasks: Mapping[str, Task]) -> dict[str, dict[str, object]]:

@@ -28,6 +28,7 @@ from geometry import Pixels, View
 from loss import Loss
 from metrics import Metrics, Protocol
 from tasks.teaching import Teachable
+from tasks.together import TakesFromOthers
 from user_input.values import near
 
 Size = tuple[int, int]  # height, width
@@ -36,15 +37,13 @@ Target = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
-class Task(Teachable, ABC):
+class Task(Teachable, TakesFromOthers, ABC):
     """Base class of all tasks. Subclasses are frozen dataclasses of plain types, stored as they are in checkpoints."""
 
     name: ClassVar[str]
     best: ClassVar[str]  # the metric that decides which checkpoint is kept
     directions: ClassVar[Mapping[str, int]]  # metric -> 1: higher is better, -1: lower is better
     gives: ClassVar[str] = ""  # of a prediction: "classes" or "metres" in each pixel, "objects"; "" = anything else
-    derived_from: ClassVar[str] = ""  # the task whose label `derive` takes, for frames without a file of this task
-    needs_camera: ClassVar[bool] = False  # whether `derive` needs the intrinsics
     follows_camera: ClassVar[bool] = False  # whether `for_camera` changes anything
     counted: ClassVar[str] = "pixels"  # what `difference` counts
     suffix: ClassVar[str] = ".png"  # of the files that `save` writes
@@ -243,14 +242,6 @@ class Task(Teachable, ABC):
         """A prediction for frames of size `before` -> for frames of this size."""
         return prediction
 
-    def complete(self, prediction: Tensor, others: Mapping[str, Tensor], tasks: Mapping[str, Task]) -> Tensor:
-        """The prediction with what follows from those of all `tasks` for the same frames, such as distances."""
-        return prediction
-
-    def complete_target(self, target: Target, others: Mapping[str, Target], tasks: Mapping[str, Task]) -> Target:
-        """`complete` of a target of evaluation, by the frames' other targets."""
-        return target
-
     def smooth(self, earlier: Tensor, raw: Tensor, kept: Callable[[Size], Tensor]) -> Tensor:
         """Averages raw output of a video over time. kept(size) is (1, 1, *size): the share of what was there."""
         return raw
@@ -330,6 +321,11 @@ class Task(Teachable, ABC):
     def file_name(cls, stem: str) -> str:
         """Of the file that `save` writes for the picture `stem`."""
         return f"{stem}_{cls.name}{cls.suffix}"
+
+    @classmethod
+    def file_names(cls, stem: str) -> tuple[str, ...]:
+        """Of all files that `save_frame` writes for the picture `stem`."""
+        return (cls.file_name(stem),)
 
     @abstractmethod
     def save(self, prediction: np.ndarray, path: Path) -> None:

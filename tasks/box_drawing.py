@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Color = tuple[int, int, int]
+Plate = tuple[str, int, int, Color]  # text, left and top of what it names, in pixels, and its color
 
 LEAST_TEXT, MOST_TEXT = 10, 200  # pixels
 SMALLEST_TEXT = 7  # pixels: where even this is too wide, the text is cut
@@ -34,8 +35,8 @@ def draw_boxes(picture: np.ndarray, boxes: np.ndarray, texts: Sequence[str], col
     page = Image.fromarray(np.ascontiguousarray(picture))
     draw = ImageDraw.Draw(page)
     line = max(1, round(min(height, width) / 200))
-    size = min(MOST_TEXT, max(LEAST_TEXT, round(min(height, width) / 24)))
-    plates = []
+    size = text_size(picture)
+    plates: list[Plate] = []
     for box, text, color in zip(np.reshape(boxes, (-1, 4)), texts, colors, strict=True):
         if not np.isfinite(box).all():
             continue
@@ -48,6 +49,20 @@ def draw_boxes(picture: np.ndarray, boxes: np.ndarray, texts: Sequence[str], col
     for text, left, top, color in plates:  # over all lines
         _write(draw, text, left, top, page.size, size, color)
     return np.array(page)
+
+
+def draw_texts(picture: np.ndarray, plates: Sequence[Plate]) -> np.ndarray:
+    """A copy of the picture (H, W, 3) uint8 with texts on plates; the last lies on top."""
+    page = Image.fromarray(np.ascontiguousarray(picture))
+    draw = ImageDraw.Draw(page)
+    for text, left, top, color in plates:
+        _write(draw, text, left, top, page.size, text_size(picture), color)
+    return np.array(page)
+
+
+def text_size(picture: np.ndarray) -> int:
+    """The height of letters in pixels on a picture (H, W, 3)."""
+    return min(MOST_TEXT, max(LEAST_TEXT, round(min(picture.shape[:2]) / 24)))
 
 
 def _write(

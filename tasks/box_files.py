@@ -101,11 +101,12 @@ def open_boxes(path: Path, section: Mapping[str, object], image: Path) -> Stored
     elif section["format"] == "objects":
         read_objects(stored)
     else:
-        read_instances(stored, lambda number: _class_of(number, section), section["ignore"])
+        read_instances(stored, lambda number: class_of_number(number, section), section["ignore"])
     return stored
 
 
-def _class_of(number: int, section: Mapping[str, object]) -> int | str | None:
+def class_of_number(number: int, section: Mapping[str, object]) -> int | str | None:
+    """The class of a thing by its number in a mask: an index, a name, or None for none."""
     if section["values"]:
         return section["values"].get(number)
     index = number // section["divisor"] - 1 if section["divisor"] else 0

@@ -224,18 +224,22 @@ def read_instances(stored: StoredBoxes, kind_of: Callable[[int], int | str | Non
 
     kind_of(number) is its class, None for none; pixels of the number `ignore` are no thing.
     """
-    mask = read_label(stored.path)
-    if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
-        raise ValueError(
-            f"{stored.path}: a mask has one integer a pixel; this file has shape {mask.shape}, {mask.dtype}"
-        )
+    mask = read_mask(stored.path)
     stored.size = mask.shape
-    if mask.size and not 0 <= int(mask.min()) <= int(mask.max()) < MOST_ID:
-        raise ValueError(f"{stored.path}: numbers {mask.min()} to {mask.max()}; allowed: 0..{MOST_ID - 1}")
     for number, corners in mask_boxes(mask).items():
         if number == ignore:
             continue
         stored.add(f"{stored.path}: number {number}", corners, kind_of(number))
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """A file with a number for each pixel -> (H, W) integers from 0 on. Raises FileNotFoundError or ValueError."""
+    mask = read_label(path)
+    if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
+        raise ValueError(f"{path}: a mask has one integer a pixel; this file has shape {mask.shape}, {mask.dtype}")
+    if mask.size and not 0 <= int(mask.min()) <= int(mask.max()) < MOST_ID:
+        raise ValueError(f"{path}: numbers {mask.min()} to {mask.max()}; allowed: 0..{MOST_ID - 1}")
+    return mask
 
 
 def mask_boxes(mask: np.ndarray) -> dict[int, tuple[int, int, int, int]]:

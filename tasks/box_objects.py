@@ -21,17 +21,21 @@ def write_objects(path: Path, objects: np.ndarray, classes: Sequence[str], image
     known. Of labels of a teacher, which have a field `ignore`, also "ignore": true for what is ignored."""
     unsure = objects["ignore"] if "ignore" in objects.dtype.names else np.zeros(len(objects), bool)
     listed = [
-        {
-            "class": classes[item["class"]], "score": rounded(item["score"], 4),
-            "box": [rounded(value, 2) for value in item["box"]], "distance_m": rounded(item["distance_m"], 3),
-            "xyz_m": None if np.isnan(item["xyz_m"]).any() else [rounded(value, 3) for value in item["xyz_m"]],
-            **({"ignore": True} if ignore else {}),
-        }
+        described(item, classes) | ({"ignore": True} if ignore else {})
         for item, ignore in zip(objects, unsure, strict=True)
-    ]  # fmt: skip
+    ]
     content = {"image": image, "width": size[1], "height": size[0], "objects": listed}
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content), encoding="utf-8")
+
+
+def described(item: np.void, classes: Sequence[str]) -> dict[str, object]:
+    """An object as files have it."""
+    return {
+        "class": classes[item["class"]], "score": rounded(item["score"], 4),
+        "box": [rounded(value, 2) for value in item["box"]], "distance_m": rounded(item["distance_m"], 3),
+        "xyz_m": None if np.isnan(item["xyz_m"]).any() else [rounded(value, 3) for value in item["xyz_m"]],
+    }  # fmt: skip
 
 
 def rounded(value: np.floating, digits: int) -> float | None:

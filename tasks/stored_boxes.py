@@ -49,7 +49,7 @@ class StoredBoxes:
         index = class_index(kind, self.classes) if isinstance(kind, str) else kind
         if index is None or not 0 <= index < len(self.classes):
             if self.other_classes == "error":
-                self.faults.append(f"{place}: {self._unknown(kind)}")
+                self.faults.append(f"{place}: {self.unknown(kind)}")
             return
         if fault := _corner_fault(corners) or (outside(corners, self.size) if self.size else ""):
             self.faults.append(f"{place}: {fault}")
@@ -91,7 +91,8 @@ class StoredBoxes:
             raise ManyErrors(*faults)
         return np.column_stack([corners, rows[:, 4:]]).astype(np.float32)
 
-    def _unknown(self, kind: int | str | None) -> str:
+    def unknown(self, kind: int | str | None) -> str:
+        """What is wrong with a class that is none of `classes`."""
         if kind is None:
             return f"it stands for none of the {len(self.classes)} classes in dataset.yaml"
         if isinstance(kind, int):

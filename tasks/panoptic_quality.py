@@ -1,0 +1,102 @@
+"""Panoptic quality: how well segments are found, things and stuff alike. Kirillov et al., arXiv 1801.00868."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tasks.instance_files import PART, VOID
+from tasks.instance_grouping import CLASS, NUMBER
+
+LEAST_IOU = 0.5  # of a segment and its match; above it there is at most one
+MOST_VOID = 0.5  # of a found segment: with more of it where nobody says, it is neither right nor wrong
+PARTS = ("", "_things", "_stuff")
+DIRECTIONS = {f"{name}{part}": 1 for part in PARTS for name in ("pq", "sq", "rq")}
+
+
+def codes_of(prediction: Tensor) -> Tensor:
+    """A panoptic prediction (B, 4, H, W) -> codes (B, H, W) as targets have them; VOID where it has no class."""
+    kind, number = prediction[:, CLASS].long(), prediction[:, NUMBER].long()
+    return torch.where(kind >= 0, (kind + 1) * PART + number, VOID)
+
+
+class PanopticMetrics:
+    """Counts of matched, missing and false segments of each class, and the IoU of the matched ones of each frame.
+
+    Pixels without a class in the target do not count: they are taken out of both, as panopticapi does. Pixels without a
+    class in the prediction are missing there.
+    """
+
+    def __init__(self, things: Sequence[str], stuff: Sequence[str]) -> None:
+        self.things, self.stuff = tuple(things), tuple(stuff)
+        self.counts = torch.zeros(3, len(self.things) + len(self.stuff), dtype=torch.int64)  # matched, false, missing
+        self.overlaps: list[Tensor] = []  # (C,) sums of IoU, one for each frame
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """prediction (B, 4, H, W); target (B, H, W) codes, where VOID and 0 mean that nobody says."""
+        for found, wanted in zip(codes_of(prediction), target, strict=True):
+            self.count_frame(found, wanted.long())
+
+    def count_frame(self, found: Tensor, wanted: Tensor) -> None:
+        """Codes (H, W) of one frame each."""
+        classes = self.counts.shape[1]
+        wanted = torch.where(wanted >= PART, wanted, 0)
+        found = torch.where(found >= PART, found, 0)
+        pairs, pixels = (wanted * (PART * (classes + 1)) + found).flatten().unique(return_counts=True)
+        pairs, pixels = pairs.cpu(), pixels.cpu().double()
+        truth, found = pairs // (PART * (classes + 1)), pairs % (PART * (classes + 1))
+        # Segments by their codes; [which] goes from pairs to them.
+        true_codes, true_of = truth.unique(return_inverse=True)
+        found_codes, found_of = found.unique(return_inverse=True)
+        true_area = torch.zeros(len(true_codes), dtype=torch.float64).index_add_(0, true_of, pixels)
+        found_area = torch.zeros(len(found_codes), dtype=torch.float64).index_add_(0, found_of, pixels)
+        in_void = torch.zeros_like(found_area).index_add_(0, found_of[truth == 0], pixels[truth == 0])
+        union = true_area[true_of] + (found_area - in_void)[found_of] - pixels
+        overlap = pixels / union.clamp(min=1)
+        right = (truth > 0) & (truth // PART == found // PART) & (overlap > LEAST_IOU)
+        matched = truth[right] // PART - 1
+        missing = torch.ones(len(true_codes), dtype=torch.bool).index_fill_(0, true_of[right], False)
+        false = (in_void / found_area <= MOST_VOID).index_fill_(0, found_of[right], False)
+        for row, kinds in enumerate(
+            (matched, _classes(found_codes, false), _classes(true_codes, missing & (true_codes > 0)))
+        ):
+            self.counts[row] += torch.bincount(kinds, minlength=classes)
+        if truth.any():
+            sums = torch.zeros(classes, dtype=torch.float64).index_add_(0, matched, overlap[right])
+            self.overlaps.append(sums)
+
+    def merge(self, other: PanopticMetrics) -> None:
+        self.counts = self.counts + other.counts
+        self.overlaps = self.overlaps + other.overlaps
+
+    def compute(self) -> dict[str, float]:
+        """pq = sq * rq of each class; their means over all classes that occur, over things, over stuff. In 0..1.
+
+        pq/NAME is that of a class. {} when no frame has a labeled segment.
+        """
+        if not self.overlaps:
+            return {}
+        matched, false, missing = self.counts.double().tolist()
+        overlap = [math.fsum(column) for column in torch.stack(self.overlaps).T.tolist()]
+        rows: dict[int, tuple[float, float, float]] = {}  # class -> pq, sq, rq
+        for index, (hits, wrong, left, total) in enumerate(zip(matched, false, missing, overlap, strict=True)):
+            if hits + wrong + left:
+                sq, rq = total / max(hits, 1), hits / (hits + wrong / 2 + left / 2)
+                rows[index] = (sq * rq, sq, rq)
+        count, values = len(self.things), {}
+        for part, chosen in (
+            ("", rows), ("_things", [i for i in rows if i < count]), ("_stuff", [i for i in rows if i >= count]),
+        ):  # fmt: skip
+            for place, name in enumerate(("pq", "sq", "rq")):
+                if chosen:
+                    values[f"{name}{part}"] = math.fsum(rows[i][place] for i in chosen) / len(chosen)
+        names = (*self.things, *self.stuff)
+        return values | {f"pq/{names[index]}": row[0] for index, row in rows.items()}
+
+
+def _classes(codes: Tensor, chosen: Tensor) -> Tensor:
+    """The classes of the chosen codes; a code of 0 has none."""
+    return codes[chosen & (codes > 0)] // PART - 1
