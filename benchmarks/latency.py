@@ -32,6 +32,7 @@ from deploy.predictor import Predictor
 from deploy.signature import make_signature
 from images import read_image
 from model import Network, count_cost
+from tasks import DenseTask
 from user_input.values import near
 from utils import autocast, pick_precision, setup_cpu
 
@@ -94,7 +95,7 @@ class Reference:
         raws: dict[str, Tensor] = self.network.heads_of(self.network.maps(images), images.shape[-2:])
         found = {}
         for name, raw in raws.items():
-            if raw.dim() != 4:  # no map, such as boxes
+            if not isinstance(self.network.tasks[name], DenseTask):  # things, which no public code of the kind has
                 found[name] = self.network.tasks[name].decode(raw, (height, width))[0].numpy()
                 continue
             small = raw[0].cpu().numpy().transpose(1, 2, 0)
