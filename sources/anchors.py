@@ -16,6 +16,8 @@ from config import Config
 from folders import Frame, make_tasks, read_folder, read_list
 from images import read_image
 from sources.parallel import in_threads
+from tasks import task_giving
+from tasks.boxes import IGNORE
 from user_input.flags import Parser, number, width_and_height
 
 MOST_ANCHORS = 64
@@ -27,7 +29,6 @@ SCALINGS = {
     "letterbox": "the longer side of a picture becomes the longer side of the input, its shape stays",
     "stretch": "a picture is stretched to width and height, as with letter_box=0",
 }
-IGNORED = 5  # column of a label
 
 
 def overlaps(shapes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -99,19 +100,19 @@ def read_shapes(root: Path, split: str, size: tuple[int, int], scaling: str) -> 
     Boxes that are to be ignored are left out. Raises FileNotFoundError or ValueError.
     """
     folder = read_folder(root)
-    if "boxes" not in folder.sections:
-        raise ValueError(f"{root}: it has no boxes labels; it has: {', '.join(folder.sections) or 'none'}")
-    task = make_tasks(folder, Config(tasks=("boxes",)))["boxes"]
-    section = folder.sections["boxes"]
-    frames = [frame for frame in read_list(folder, split) if "boxes" in frame.labels]
+    name = task_giving("objects")
+    if name not in folder.sections:
+        raise ValueError(f"{root}: it has no {name} labels; it has: {', '.join(folder.sections) or 'none'}")
+    task, section = make_tasks(folder, Config(tasks=(name,)))[name], folder.sections[name]
+    frames = [frame for frame in read_list(folder, split) if name in frame.labels]
 
     def shapes_of(frame: Frame) -> np.ndarray:
         picture = read_image(frame.image).shape[:2]
-        path = frame.labels["boxes"]
+        path = frame.labels[name]
         label = task.at_size(task.read(path, section, frame.image), picture, section, path)
-        return shapes_at_input(label[label[:, IGNORED] == 0], picture, size, scaling)
+        return shapes_at_input(label[label[:, IGNORE] == 0], picture, size, scaling)
 
-    found = [np.empty((0, 2)), *in_threads(shapes_of, frames, "boxes")]
+    found = [np.empty((0, 2)), *in_threads(shapes_of, frames, name)]
     shapes = np.concatenate(found)
     if not len(shapes):
         raise ValueError(f"{root}: no box in the {len(frames)} frames of the split {split!r} that have a label file")
