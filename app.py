@@ -170,16 +170,21 @@ def look(viewer: Viewer, upload: str | None, name: str, domain: str, over: str, 
     return *shown, files, f"<p>{html.escape(line)}</p>"
 
 
+def offered(viewer: Viewer, name: str) -> tuple[list[str], list[str]]:
+    """The data sets whose classes a network can keep to (ALL first), and the tasks to draw over the picture."""
+    predictor = viewer.network(name)
+    return [ALL, *predictor.backend.domains], list(predictor.tasks)
+
+
 def choose(viewer: Viewer, name: str) -> tuple[Any, ...]:
-    """The choices that a network offers: data sets, and tasks to draw over the picture; and a line of text."""
+    """The updates of both choices and of the line of text for another network."""
     import gradio
 
     try:
-        predictor = viewer.network(name)
+        domains, tasks = offered(viewer, name)
     except Exception as problem:
         hidden = gradio.update(visible=False)
         return hidden, hidden, in_words(problem)
-    domains, tasks = [ALL, *predictor.backend.domains], list(predictor.tasks)
     return (
         gradio.Dropdown(domains, value=ALL, visible=len(domains) > 2),
         gradio.Radio(tasks, value=tasks[0], visible=len(tasks) > 1),
@@ -191,6 +196,9 @@ def make_page(viewer: Viewer) -> gradio.Blocks:
     import gradio
 
     names = list(viewer.checkpoints)
+    # Not in an event at loading: gradio's page closes the stream of its answers when none is due, and loses the answer
+    # to a picture that comes at that moment.
+    domains, tasks = offered(viewer, names[0])
     with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(FILES_LIVE // 4, FILES_LIVE)) as page:
         gradio.Markdown(f"# {TITLE}")
         with gradio.Row():
@@ -198,8 +206,10 @@ def make_page(viewer: Viewer) -> gradio.Blocks:
                 upload = gradio.File(label="Picture", elem_id="upload", height=140)
                 sample = gradio.Button("Take the sample picture", elem_id="sample", visible=SAMPLE.is_file())
                 name = gradio.Dropdown(names, value=names[0], label="Network", elem_id="network")
-                domain = gradio.Dropdown([ALL], value=ALL, label="Classes of", visible=False)
-                over = gradio.Radio([], label="Over the picture", elem_id="over")
+                domain = gradio.Dropdown(domains, value=ALL, label="Classes of", visible=len(domains) > 2)
+                over = gradio.Radio(
+                    tasks, value=tasks[0], label="Over the picture", elem_id="over", visible=len(tasks) > 1
+                )
                 label = "Horizontal field of view, degrees (0: by EXIF data)"
                 fov = gradio.Slider(0, 120, 0, step=1, label=label, elem_id="fov")
                 line = gradio.HTML(elem_id="line")
@@ -237,7 +247,6 @@ def make_page(viewer: Viewer) -> gradio.Blocks:
         def offer(chosen: str) -> tuple[Any, ...]:
             return choose(viewer, chosen)
 
-        page.load(offer, name, [domain, over, line], **hidden)
         name.change(offer, name, [domain, over, line], **hidden).then(answer, inputs, outputs, **hidden)
         sample.click(lambda: str(SAMPLE), None, upload, **hidden)
         changes = [upload.change, domain.input, over.input, fov.release]

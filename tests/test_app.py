@@ -11,7 +11,7 @@ import pytest
 from app_networks import MAX_PIXELS, SAMPLE, RandomNetworks
 
 import app
-from app import ALL, Viewer, choose, find_checkpoints, look
+from app import ALL, Viewer, choose, find_checkpoints, look, make_page
 from deploy.predictor import Predictor
 from networks.checkpoints import SHIPPED
 from scene3d.fusion import Surface
@@ -115,6 +115,17 @@ def test_parts_of_the_page_for_tasks_that_a_network_lacks_are_hidden(tasks, tmp_
             assert (metres != "") == (item["distance_m"] is not None) == depth == (place != "")
     domain, choice, text = choose(viewer, tasks)
     assert text == "" and choice.visible == ("+" in tasks) and not domain.visible
+
+
+def test_the_page_asks_for_nothing_when_it_is_loaded(tmp_path):
+    """An answer that is due then would close the stream in which a quick visitor's picture is answered."""
+    pytest.importorskip("gradio")
+    config = make_page(RandomNetworks(("segmentation+depth", "depth"), tmp_path)).config
+    events = {event for dependency in config["dependencies"] for _, event in dependency["targets"]}
+    assert {"change", "input", "release", "click"} <= events and "load" not in events
+    over = next(item["props"] for item in config["components"] if item["props"].get("elem_id") == "over")
+    assert over["value"] == "segmentation" and over["visible"]
+    assert [name for name, _ in over["choices"]] == ["segmentation", "depth"]
 
 
 def test_old_answers_go(tmp_path):
