@@ -5,6 +5,8 @@ python benchmark.py backends --encoders mobilenetv2_paper       # one image in e
 python benchmark.py backends --checkpoint C --files c-int8.xml  # of a checkpoint, and of files of export.py
 python benchmark.py folder --encoders mobilenetv2_paper         # a folder of images: read, predict, write
 python benchmark.py growth --plot growth.png                    # against size, batch, classes and tasks
+python benchmark.py layers --rows "openvino,openvino int8"      # where the milliseconds go, layer by layer
+python benchmark.py peers                                       # beside two networks of others, such as SegFormer
 python benchmark.py tasks --tasks segmentation,depth,boxes      # what each task adds
 python benchmark.py video --checkpoint C                        # the parts of video prediction, and flicker
 python benchmark.py train                                       # the training loop with its data, against its network
@@ -29,6 +31,9 @@ from typing import TypeVar
 import torch
 
 from benchmarks.latency import measure_backends, measure_networks
+from benchmarks.layers import ROWS as LAYER_ROWS
+from benchmarks.layers import measure_layers
+from benchmarks.peers import measure_peers
 from benchmarks.scaling import growth_series, measure_folders, measure_growth, measure_tasks, plot_growth
 from benchmarks.timing import MakeNetwork, Options, conditions, random_network, write_json
 from benchmarks.training import measure_loop, measure_steps
@@ -149,6 +154,27 @@ def backends(words: Sequence[str]) -> None:
     finish(arguments, where, results)
 
 
+def layers(words: Sequence[str]) -> None:
+    parser = make_parser("layers", 20)
+    add_size(parser)
+    add_networks(parser, ONE)
+    parser.add_argument("--files", type=Path, nargs="+", default=(), metavar="FILE", help="of export.py, instead")
+    parser.add_argument("--rows", type=list_of(str), default=(), metavar="NAME,...", help=", ".join(LAYER_ROWS))
+    arguments = parser.parse_args(words)
+    options, made = options_from(arguments), networks_from(parser, arguments)
+    where = start(options.device)
+    finish(arguments, where, measure_layers(options, made, arguments.rows, arguments.files))
+
+
+def peers(words: Sequence[str]) -> None:
+    parser = make_parser("peers", 10, precision=None)
+    add_size(parser)
+    arguments = parser.parse_args(words)
+    options = options_from(arguments, "auto")
+    where = start(options.device)
+    finish(arguments, where, measure_peers(options))
+
+
 def folder(words: Sequence[str]) -> None:
     measured_as_a_whole("folder", 20, measure_folders, words)
 
@@ -234,8 +260,8 @@ def train(words: Sequence[str]) -> None:
 
 
 COMMANDS = {
-    "networks": networks, "backends": backends, "folder": folder, "growth": growth, "tasks": tasks, "video": video,
-    "train": train,
+    "networks": networks, "backends": backends, "layers": layers, "peers": peers, "folder": folder, "growth": growth,
+    "tasks": tasks, "video": video, "train": train,
 }  # fmt: skip
 
 

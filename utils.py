@@ -277,6 +277,7 @@ OPTIONAL = {  # package -> what brings it
     "gradio": "requirements/app.txt",
     "plotly": "requirements/app.txt",
     "playwright": "requirements/dev.txt",
+    "transformers": "requirements/peers.txt",
 }
 
 

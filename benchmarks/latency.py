@@ -131,6 +131,13 @@ class UnfoldedEager(Backend):
 OpenPredictor = Callable[[], Predictor]
 
 
+def write_int8(network: Network, path: Path, picture: np.ndarray) -> Path:
+    """An int8 file for OpenVINO; one picture (H, W, 3) will do, as the ranges do not change the time."""
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)
+    write_openvino(network, make_signature(network, network.tasks, int8=True), path, [pixels])
+    return path
+
+
 def predictors(
     options: Options, make: MakeNetwork, folder: Path, files: Sequence[Path], rows: Sequence[str]
 ) -> dict[str, OpenPredictor]:
@@ -148,13 +155,7 @@ def predictors(
         opened[name] = lambda name=name: options.predictor(network, name)
     opened["openvino fp32"] = lambda: options.predictor(network, "openvino", "fp32")
 
-    def quantized() -> Predictor:
-        path, signature = folder / "int8.xml", make_signature(network, network.tasks, int8=True)
-        pixels = torch.from_numpy(options.picture()).permute(2, 0, 1)  # one will do: the ranges do not change the time
-        write_openvino(network, signature, path, [pixels])
-        return options.predictor(path)
-
-    opened["openvino int8"] = quantized
+    opened["openvino int8"] = lambda: options.predictor(write_int8(network, folder / "int8.xml", options.picture()))
     for path in files:
         opened[path.name] = lambda path=path: options.predictor(path)
     for row in rows:

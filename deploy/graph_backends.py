@@ -47,15 +47,13 @@ class Onnx(Backend):
                 "use --device cpu"
             )
         content = where or to_onnx(source, make_signature(source, source.tasks)).SerializeToString()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        # Its threads would go on turning for a while after each call, against those of what comes after the network.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         gpu = {"device_id": str(device.index or 0)}
         try:
             # onnxruntime has error classes of its own for each way in which a file is not a model.
             self.session = onnxruntime.InferenceSession(
-                content, options, providers=[(item, {} if item.startswith("CPU") else gpu) for item in wanted]
+                content,
+                self.session_options(),
+                providers=[(item, {} if item.startswith("CPU") else gpu) for item in wanted],
             )
         except Exception as problem:
             raise ValueError(f"{where}: not a model that onnxruntime reads ({_one_line(problem)})") from None
@@ -64,6 +62,16 @@ class Onnx(Backend):
         if text is None:
             raise ValueError(f"{where}: not a file of export.py: it does not say what its outputs are")
         super().__init__(Signature.from_json(text, where), torch.device("cpu"), where, device)
+
+    @classmethod
+    def session_options(cls) -> object:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Its threads would go on turning for a while after each call, against those of what comes after the network.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
 
     @classmethod
     def pick_precision(cls, name: str, device: torch.device) -> torch.dtype:

@@ -16,10 +16,12 @@ from torch import nn
 import benchmark
 from benchmarks import latency
 from benchmarks.latency import Reference
+from benchmarks.layers import layer_of, measure_layers
 from benchmarks.scaling import Setting, growth_series, measure_folder, measure_growth, plot_growth
 from benchmarks.timing import Options, describe, in_turn, p95, random_network, some_tasks, traffic
 from config import Config
 from deploy.predictor import Predictor
+from model import count_cost
 from tasks import TASKS
 
 CPU = torch.device("cpu")
@@ -52,6 +54,44 @@ def test_back_ends_side_by_side(trained, tmp_path, monkeypatch, capsys):
     assert "cudagraph: left out" in printed or torch.cuda.is_available()
     assert found["backends"]["eager"]["network_ms"] > 0 and "| reference |" in printed
     assert "classes + depth + normals, 96x72, batch 2" in printed and ", n = 2." in printed
+
+
+def test_multiply_adds_and_bytes_of_a_layer():
+    maps, small = ("f32", (1, 8, 6, 10)), ("bf16", (1, 4, 3, 5))
+    dense = layer_of("a", "Convolution", 1.0, [small, ("bf16", (6, 4, 3, 3))], [("bf16", (1, 6, 3, 5))])
+    assert (dense.kind, dense.arithmetic, dense.multiply_adds) == ("convolution 3x3", "bf16", 6 * 15 * 4 * 9)
+    assert dense.moved == 2 * (4 * 15 + 6 * 4 * 9 + 6 * 15)
+    for weights in ((8, 1, 3, 3), (8, 1, 1, 3, 3)):  # as ONNX and as OpenVINO have them
+        each = layer_of("b", "Convolution", 1.0, [maps, ("f32", weights)], [maps])
+        assert (each.kind, each.multiply_adds) == ("convolution, depthwise", 8 * 60 * 9)
+    pool = layer_of("c", "MaxPool", 1.0, [("uint8", (1, 8, 6, 10))], [("uint8", (1, 8, 6, 10))])
+    assert (pool.kind, pool.arithmetic, pool.multiply_adds, pool.moved) == ("max-pooling", "int8", 0, 2 * 480)
+    index = layer_of("d", "Shape", 1.0, [maps], [("int64", (4,))])
+    assert (index.kind, index.moved) == ("Shape", 4 * 480 + 8 * 4)
+
+
+def test_where_the_milliseconds_go(capsys, tmp_path):
+    """The programs' own layers do all multiply-adds of the network, but for the channels that they fill up."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump({"encoder": SMALL.encoder, "decoder_width": 16, "crp_stages": 1}))
+    command = ["layers", "--config", str(config), "--size", "96x64", "--repeats", "2", "--classes", "16"]
+    benchmark.main([*command, "--rows", "openvino fp32,onnxruntime", "--json", str(tmp_path / "layers.json")])
+    printed = capsys.readouterr().out
+    assert "openvino fp32: layers by kind" in printed and "onnxruntime: the slowest layers" in printed
+    _, wanted = count_cost(random_network(dataclasses.replace(SMALL, long_side=96), 16).eval(), 64, 96)
+    results = json.loads((tmp_path / "layers.json").read_text())["results"]
+    for result in results:
+        assert len(result["ms"]) == 2 and sum(layer["ms"] for layer in result["layers"]) > 0
+        done = sum(layer["multiply_adds"] for layer in result["layers"])
+        assert 1 <= done / wanted < (1.3 if result["row"] == "onnxruntime" else 1.05), result["row"]
+        kinds = {layer["kind"] for layer in result["layers"]}
+        assert {"convolution 1x1", "convolution 3x3", "convolution, depthwise", "max-pooling", "upsampling"} <= kinds
+    with pytest.raises(ValueError, match="unknown name 'fast'"):
+        benchmark.main(["layers", "--rows", "fast"])
+    with pytest.raises(ValueError, match="measured on the CPU, not on cuda"):
+        measure_layers(Options(64, 96, 1, torch.device("cuda")), {})
 
 
 @pytest.mark.parametrize("names", [("segmentation", "depth"), ("depth",), ("normals", "segmentation")], ids=str)
