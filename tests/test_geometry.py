@@ -20,6 +20,7 @@ from geometry import (
     Pixels,
     argmax_in_bands,
     argmax_resized,
+    first_of_largest,
     normals_from_depth,
     resize_raw,
     sample_raw,
@@ -151,6 +152,17 @@ def test_the_argmax_is_that_of_the_resized_map(small, large, classes):
         top = expected.topk(2, dim=1).values
         assert not (wrong & (top[:, 0] - top[:, 1] > 1e-5)).any(), "only rounding may decide differently"
         assert wrong.float().mean() < (0.01 if raw.dtype == torch.bfloat16 else 1e-4)
+
+
+def test_the_first_of_the_largest():
+    values = torch.randint(0, 4, (7, 5, 90)).float()  # most have several
+    assert (first_of_largest(values) == values.argmax(0)).all()
+    values = torch.randn(255, 400) * 10.0 ** torch.randint(-20, 20, (400,))
+    assert (first_of_largest(values) == values.argmax(0)).all()
+    near = torch.tensor([[1.0, -1e9], [1.0000001, -1e9], [0.5, -1e9 + 64]])  # neighboring numbers
+    assert first_of_largest(near).tolist() == [1, 2]
+    odd = torch.tensor([[-torch.inf, 0.0, 1.0], [-torch.inf, -torch.inf, torch.nan]])
+    assert first_of_largest(odd).tolist() == [0, 0, 0] and first_of_largest(odd).dtype == torch.uint8
 
 
 def test_equal_values_and_single_classes():
