@@ -15,7 +15,7 @@ from torch import Tensor
 
 from config import Config
 
-CACHED = 2**20  # numbers of a part of a computation that should stay in the processor's cache
+CACHED = 2**21  # numbers of a part of a computation that should stay in the caches of a processor
 LEAST_SIDE = 32  # pixels of a side of an image: the coarsest features of an encoder span as many
 
 
@@ -137,7 +137,7 @@ def argmax_resized(raw: Tensor, size: tuple[int, int]) -> Tensor:
     mixed |= (first != lower.index_select(2, left)) | (first != lower.index_select(2, right))
     result = first.index_select(2, x_cells).index_select(1, y_cells).view(-1)  # (B * height * width)
     # A part at a time stays in the processor's cache, and in memory where a cell of a large photo has many pixels.
-    part = max(1, min(512, CACHED // (channels * y_pixels.shape[1] * x_pixels.shape[1])))
+    part = max(1, min(2048, CACHED // (channels * y_pixels.shape[1] * x_pixels.shape[1])))
     for image, i, j in zip(*(index.split(part) for index in mixed.nonzero(as_tuple=True)), strict=True):
         above, below = (image * rows + top[i]) * columns, (image * rows + bottom[i]) * columns
         # Cells are the last axis, as they are many: the loops along it are what a processor is fast at.

@@ -19,7 +19,7 @@ from app import Viewer
 from config import Config
 from dataset import Frames
 from folders import Folder, Frame
-from geometry import argmax_resized, resize_raw
+from geometry import CACHED, argmax_resized, resize_raw
 from images import MAX_PIXELS, MAX_SIDE, count_pixels, open_image, read_image, read_label, row_parts, to_rgb
 from sources.validate import check_frame
 from tasks import Depth, Segmentation
@@ -142,7 +142,7 @@ def test_large_pictures_are_interpolated_in_parts(monkeypatch):
     monkeypatch.setattr(torch, "lerp", lambda *values: sizes.append((made := lerp(*values)).numel()) or made)
     raw = torch.randn(1, 10, 9, 12)
     found = argmax_resized(raw, (900, 1200))
-    assert max(sizes) <= 2**20
+    assert max(sizes) <= CACHED
     monkeypatch.undo()
     same = found == resize_raw(raw, (900, 1200)).argmax(1)
     assert same.float().mean() > 0.9999  # rounding decides where two are equal
