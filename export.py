@@ -7,6 +7,7 @@
     python export.py --checkpoint C --format openvino --int8             # calibrated on the training frames
     python export.py --checkpoint C --format safetensors                 # the weights and settings, as others read them
     python export.py --checkpoint C --format safetensors --half          # the same in half the bytes
+    python export.py --checkpoint C --average D --format safetensors     # of the mean of both trainings' weights
     python export.py --checkpoint C --format darknet                     # .weights, .cfg, .names; encoder darknet alone
 
 The graph takes uint8 RGB (B, H, W, 3) and gives class ids, metres, ... at the size of the image: pre-processing and
@@ -43,6 +44,7 @@ from metrics import Protocol
 from model import LEAST_SIDE, Network, load_network, mixed_domains, tasks_of
 from networks.checkpoints import CFG_HELP, DEFAULT_CHECKPOINT, file_sha256, pick_checkpoint
 from tasks import Task
+from training.average import average_with
 from training.evaluation import Settings, evaluate_folder, pick_tasks
 from user_input.flags import Parser, fraction, number, positive_int, refuse, width_and_height
 from utils import run, setup_cpu
@@ -120,6 +122,13 @@ def make_parser() -> Parser:
     parser = Parser(description="Writes a checkpoint as a file for other programs, and checks the file.")
     parser.add_argument("--checkpoint", metavar="FILE", help=DEFAULT_CHECKPOINT)
     parser.add_argument("--cfg", default="", metavar="FILE", help=CFG_HELP)
+    parser.add_argument(
+        "--average",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="checkpoints of the same network: the mean of all weights",
+    )
     parser.add_argument("--format", default="onnx", choices=tuple(FORMATS))
     parser.add_argument("--output", metavar="FILE", help="default: beside the checkpoint")
     parser.add_argument(
@@ -181,6 +190,7 @@ def main() -> None:
     suffix, write = FORMATS[arguments.format]
     output = output_path(arguments, path, suffix)
     network = load_network(path, arguments.cfg)
+    average_with(network, {Path(other): load_network(other, arguments.cfg) for other in arguments.average})
     tasks = tasks_of(network, arguments.domain, path)
     if warning := mixed_domains(network, arguments.domain):
         print(f"warning: {warning}", file=sys.stderr)

@@ -32,8 +32,8 @@ from deploy.predictor import Predictor
 from deploy.proof import differences, mean_iou, several_sizes
 from deploy.signature import MAX_SIDE, METADATA_VERSION, Signature, make_signature
 from images import write_png
-from model import Network, build_network
-from networks.checkpoints import file_sha256, save_checkpoint
+from model import Network, build_network, load_network
+from networks.checkpoints import file_sha256, read_checkpoint, save_checkpoint
 from networks.decoders import ChannelScale
 from tasks import Segmentation, tasks_to_plain
 
@@ -233,6 +233,21 @@ def test_a_file_that_fails_the_check_leaves_the_old_one(checkpoint, monkeypatch,
     monkeypatch.undo()
     call_export(monkeypatch, "--checkpoint", checkpoint, "--format", "safetensors")
     assert output.stat().st_size > 1000
+
+
+def test_the_mean_of_two_checkpoints_is_exported(checkpoint, monkeypatch, tmp_path):
+    other, output = tmp_path / "other.pt", tmp_path / "mean.safetensors"
+    content = read_checkpoint(checkpoint)
+    content["network"] = {
+        name: value + (1 if name.endswith("bias") else 0) for name, value in content["network"].items()
+    }
+    save_checkpoint(other, content)
+    options = ["--format", "safetensors", "--output", output]
+    call_export(monkeypatch, "--checkpoint", checkpoint, "--average", other, *options)
+    mine, theirs = load_network(checkpoint).state_dict(), load_network(output).state_dict()
+    assert any(name.endswith("bias") for name in mine)
+    for name, value in mine.items():
+        assert torch.allclose(theirs[name], value + (0.5 if name.endswith("bias") else 0)), name
 
 
 @pytest.mark.parametrize("kind", ["openvino", "safetensors"])

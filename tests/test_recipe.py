@@ -15,6 +15,7 @@ from config import Config, make_config
 from model import Network, build_network, count_cost, load_network
 from networks.decoders import Attention, Head, SeparableHead
 from tasks import Depth, Segmentation
+from training.average import average_with
 from training.resume import start_from
 
 TASKS = {"segmentation": Segmentation(classes=("a", "b"), colors=((0, 0, 0), (9, 9, 9))), "depth": Depth()}
@@ -177,3 +178,40 @@ def test_the_encoder_must_be_the_same(trained, tiny_settings, script, tmp_path):
         script("train.py", "--config", tiny_settings, "--init", missing, "--run", tmp_path / "other")
     )
     assert "no.pt: no such file" in line
+
+
+# ---------------------------------------------------------------------------------------------- the mean of trainings
+
+
+def test_the_mean_of_trainings():
+    first, second, third = small(), small(), small()
+    third.encoder.body.bn1.num_batches_tracked += 5
+    names = ("encoder.body.conv1.weight", "encoder.body.bn1.running_var", "encoder.body.bn1.bias")
+    expected = {name: sum(network.state_dict()[name] for network in (first, second, third)) / 3 for name in names}
+    counter = int(first.encoder.body.bn1.num_batches_tracked)
+    average_with(first, {Path("second.pt"): second, Path("third.pt"): third})
+    for name, value in expected.items():
+        assert torch.allclose(first.state_dict()[name], value, atol=1e-6), name
+    assert int(first.encoder.body.bn1.num_batches_tracked) == counter
+
+
+@pytest.mark.parametrize(("other", "message"), [
+    ({"encoder": "resnet34"}, "other.pt: its encoder is resnet34, not resnet18; only weights of the same network"),
+    ({"decoder_width": 24}, "is not the same; only weights"), ({"head": "separable"}, "is not the same; only weights"),
+], ids=str)  # fmt: skip
+def test_other_networks_have_no_mean(other, message):
+    network = small()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        average_with(network, {Path("same.pt"): small(), Path("other.pt"): small(**other)})
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_networks_of_other_classes_have_no_mean():
+    tasks = {**TASKS, "segmentation": Segmentation(classes=("b", "a"), colors=((0, 0, 0), (9, 9, 9)))}
+    other = build_network(make_config(SMALL, "test"), tasks).eval()
+    with pytest.raises(ValueError, match=r"other\.pt: segmentation: .*; only weights"):
+        average_with(small(), {Path("other.pt"): other})
+    other = build_network(make_config(SMALL, "test"), {"depth": Depth()}).eval()
+    with pytest.raises(ValueError, match="its tasks are depth, not segmentation, depth"):
+        average_with(small(), {Path("other.pt"): other})
