@@ -58,6 +58,7 @@ class Config:
     depth_loss: str = "berhu"  # berhu | l1 | log (l1 of the logarithms), see loss.py
     depth_gradient: float = 0.0  # weight of the loss on depth's differences between neighbors; 0 = none
     # Of the head for boxes: light (5x5 within each channel, 1x1) | plain (3x3) | yolo: YOLOv3's, of the encoder darknet
+    # | fasterrcnn: two stages, torchvision's, of the decoder fpn
     box_layers: str = "light"
     loss_stride: int = 2  # compute the losses at every n-th pixel of each axis (other ones in each step): 1, 2 or 4
 
@@ -69,8 +70,9 @@ class Config:
     encoder: str = "resnet18"
     darknet_cfg: str = ""  # the text of the encoder darknet's .cfg file; darknet:FILE.cfg reads it
     encoder_weights: str = "none"  # imagenet (timm downloads them) | none | a .pth, .safetensors or .weights file
-    decoder: str = "refinenet"  # refinenet: light-weight, of the paper | unet | none: of darknet's own boxes alone
-    decoder_width: int = 256  # refinenet only
+    # refinenet: light-weight, of the paper | unet | fpn: a feature pyramid | none: of darknet's own boxes alone
+    decoder: str = "refinenet"
+    decoder_width: int = 256  # refinenet and fpn
     crp_stages: int = 4  # chained residual pooling, refinenet only
     context: str = "none"  # none | attention: at the coarsest stride, each place sees all others; refinenet only
     head: str = "conv"  # conv: 3x3, of the paper | separable: 3x3 for each channel, then 1x1
@@ -115,9 +117,9 @@ CHOICES = {
     "class_weights": ("none", "log"),
     "depth_activation": ("softplus", "exp", "abs"),
     "depth_loss": ("berhu", "l1", "log"),
-    "box_layers": ("light", "plain", "yolo"),
+    "box_layers": ("light", "plain", "yolo", "fasterrcnn"),
     "loss_stride": (1, 2, 4),
-    "decoder": ("refinenet", "unet", "none"),
+    "decoder": ("refinenet", "unet", "fpn", "none"),
     "context": ("none", "attention"),
     "head": ("conv", "separable"),
     "unet_upsampling": ("transposed", "bilinear"),

@@ -1,0 +1,228 @@
+"""The head of Faster R-CNN (Ren et al., arXiv 1506.01497) on a feature pyramid, of torchvision's own modules.
+
+What torchvision's `FasterRCNN` does behind its backbone, with the names of its weights. Two things differ: losses are
+those of each frame, so that frames add up over batches and processes, and boxes that are to be ignored are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection import roi_heads, rpn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
+
+import distributed
+
+Target = dict[str, Tensor]  # of a frame: boxes (n, 4) and ignored (m, 4) in pixels, labels (n,) from 1 on
+
+MOST_BOXES = 100  # of a frame
+OVERLAP = 0.5  # IoU with a better box of its class above which a box is left out
+LEAST_SCORE = 0.05
+OF_FOUND = ("boxes", "labels", "scores")  # what torchvision says of a frame; labels from 1 on
+LOSSES = ("objectness", "proposals", "classes", "boxes")
+IGNORED_SHARE = 0.5  # of a box without a thing: if more of it lies in ignored boxes, it is no background either
+ANCHOR_SIDE = 8  # cells of its map: 32 pixels at stride 4, ..., 512 at stride 64
+RATIOS = (0.5, 1.0, 2.0)  # of an anchor's height to its width
+HIDDEN = 1024  # numbers that describe a region
+REGION = 7  # cells of a region's side
+
+
+def in_ignored(boxes: Tensor, ignored: Tensor) -> Tensor:
+    """boxes (n, 4), ignored (m, 4) -> (n,) whether one of the ignored boxes has more than a half of the box."""
+    if not len(ignored):
+        return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    low = torch.maximum(boxes[:, None, :2], ignored[None, :, :2])
+    sides = (torch.minimum(boxes[:, None, 2:], ignored[None, :, 2:]) - low).clamp(min=0)
+    own = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return (sides.prod(2) > IGNORED_SHARE * own[:, None]).any(1)
+
+
+def stacked(frames: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Two losses of each frame -> (B,) each."""
+    return tuple(torch.stack(values) for values in zip(*frames, strict=True))
+
+
+def nothing(*outputs: Tensor) -> tuple[Tensor, ...]:
+    """The losses of a frame of which nothing was drawn, since all of it is ignored: 0, with a gradient of 0."""
+    return tuple(value.sum() * 0.0 for value in outputs)
+
+
+class ProposalHead(rpn.RPNHead):
+    """In mixed precision, what becomes corners is computed in fp32."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        hidden = [self.conv(own) for own in x]
+        with torch.autocast(x[0].device.type, enabled=False):
+            pairs = [(self.cls_logits(own.float()), self.bbox_pred(own.float())) for own in hidden]
+        return tuple(list(own) for own in zip(*pairs, strict=True))
+
+
+class Predictor(FastRCNNPredictor):
+    """In mixed precision, it computes in fp32."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+class Proposals(rpn.RegionProposalNetwork):
+    """Regions that may hold a thing. Losses (B,): of each frame."""
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[Target]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+        for own, corners, target in zip(labels, anchors, targets, strict=True):
+            own[(own == 0) & in_ignored(corners, target["ignored"])] = -1  # is not drawn
+        return labels, boxes
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        counts = [len(own) for own in labels]
+        frames = zip(objectness.split(counts), pred_bbox_deltas.split(counts), labels, regression_targets, strict=True)
+        loss = super().compute_loss
+        return stacked([loss(x, y, [a], [b]) if (a >= 0).any() else nothing(x, y) for x, y, a, b in frames])
+
+
+class Regions(roi_heads.RoIHeads):
+    """The class and the box of each proposal."""
+
+    def select_training_samples(
+        self, proposals: list[Tensor], targets: list[Target]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        self.ignored = [target["ignored"] for target in targets]
+        return super().select_training_samples(proposals, targets)
+
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
+        for own, corners, ignored in zip(labels, proposals, self.ignored, strict=True):
+            own[(own == 0) & in_ignored(corners, ignored)] = -1
+        return matched, labels
+
+    def losses(
+        self, maps: dict[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]], targets: list[Target]
+    ) -> tuple[Tensor, ...]:
+        """(B,) each: of the classes, and of the boxes."""
+        proposals, _, labels, wanted = self.select_training_samples(proposals, targets)
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(maps, proposals, sizes)))
+        counts = [len(own) for own in labels]
+        frames = zip(logits.split(counts), deltas.split(counts), labels, wanted, strict=True)
+        loss = roi_heads.fastrcnn_loss
+        return stacked([loss(x, y, [a], [b]) if len(a) else nothing(x, y) for x, y, a, b in frames])
+
+
+def pooling(names: Sequence[str], strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
+    """Regions of maps -> (side x side). torchvision takes the maps' scales from the first picture it sees, which is
+    wrong for a very small one; here they are known."""
+    pool = MultiScaleRoIAlign(list(names), side, sampling_ratio=2)
+    pool.scales = [1 / stride for stride in strides]
+    pool.map_levels = initLevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1)
+    return pool
+
+
+class RcnnHead(nn.Module):
+    """Maps (B, width, h, w) at strides 4 to 64, and the size of the images -> (B, 100, 6) detections: corners x1, y1,
+    x2, y2 in shares of the images, score, class; best first, score 0 = none. Corners are computed in fp32: those of
+    half precision are pixels off.
+
+    While it trains: the target -> (B, 4), the losses of each frame. Frames without a label have 0, and draw no
+    proposals. The maps are those of images whose sides were padded to multiples of `multiple`.
+    """
+
+    needs_target: ClassVar = True  # the network gives it `size`, and while it trains `target`
+    multiple: ClassVar = 32
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], classes: int, spare: int = 0) -> None:
+        """classes: those that are found; spare: further outputs that take part in scores and stand for nothing."""
+        super().__init__()
+        if len(set(channels)) != 1 or len(strides) < 2:
+            raise ValueError("box_layers: fasterrcnn reads maps of one width, as those of --decoder fpn")
+        width, self.strides, self.classes = channels[0], tuple(strides), classes
+        anchors = AnchorGenerator(tuple((ANCHOR_SIDE * stride,) for stride in strides), (RATIOS,) * len(strides))
+        self.rpn = Proposals(
+            anchors, ProposalHead(width, len(RATIOS)), fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=256,
+            positive_fraction=0.5, pre_nms_top_n={"training": 2000, "testing": 1000},
+            post_nms_top_n={"training": 2000, "testing": 1000}, nms_thresh=0.7,
+        )  # fmt: skip
+        pooled = strides[:-1]  # the coarsest map gives proposals alone
+        self.roi_heads = Regions(
+            pooling([str(stride) for stride in pooled], pooled, REGION), TwoMLPHead(width * REGION**2, HIDDEN),
+            Predictor(HIDDEN, 1 + classes + spare), fg_iou_thresh=0.5, bg_iou_thresh=0.5,
+            batch_size_per_image=512, positive_fraction=0.25, bbox_reg_weights=None, score_thresh=LEAST_SCORE,
+            nms_thresh=OVERLAP, detections_per_img=MOST_BOXES,
+        )  # fmt: skip
+
+    def initialise(self) -> None:
+        """As torchvision's constructors do."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                module.reset_parameters()
+        for module in self.rpn.head.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, *maps: Tensor, size: Sequence[int], target: Tensor | None = None) -> Tensor:
+        if next(self.parameters()).dtype != torch.float32:
+            self.float()  # a back end of half precision has converted it
+        named = {str(stride): x.float() for stride, x in zip(self.strides, maps, strict=True)}  # as anchors are made
+        if self.training:
+            return self.losses(named, size, target)
+        images = self.images(named, len(maps[0]), size)
+        proposals, _ = self.rpn(images, named)
+        found, _ = self.roi_heads(named, proposals, images.image_sizes)
+        return torch.stack([self.rows(item, size) for item in found])
+
+    def images(self, maps: dict[str, Tensor], frames: int, size: Sequence[int]) -> ImageList:
+        """What torchvision knows of the images: the size to which they were padded, and their own."""
+        finest = maps[str(self.strides[0])]
+        height, width = (side * self.strides[0] for side in finest.shape[-2:])
+        return ImageList(finest.new_zeros(()).expand(frames, 3, height, width), [tuple(size)] * frames)
+
+    def rows(self, found: Target, size: Sequence[int]) -> Tensor:
+        """A frame's detections as torchvision gives them, best first -> (100, 6)."""
+        height, width = size
+        corners, labels, scores = (found[name] for name in OF_FOUND)
+        corners = corners / corners.new_tensor([width, height, width, height])
+        table = torch.cat([corners, scores[:, None], labels[:, None] - 1], dim=1)[labels <= self.classes]
+        return F.pad(table, (0, 0, 0, MOST_BOXES - len(table)))
+
+    def losses(self, maps: dict[str, Tensor], size: Sequence[int], target: Tensor | None) -> Tensor:
+        assert target is not None, "in training, this head takes the target"
+        labeled = (~target[..., 0].isnan().any(1)).nonzero().flatten()
+        frames = len(target)
+        losses = maps[str(self.strides[0])].new_zeros(frames, self.count_losses())
+        if len(labeled):
+            own = {name: value if len(labeled) == frames else value[labeled] for name, value in maps.items()}
+            targets = [rcnn_target(rows, size) for rows in target[labeled]]
+            images = self.images(own, len(labeled), size)
+            proposals, of_proposals = self.rpn(images, own, targets)
+            of_regions = self.roi_heads.losses(own, proposals, images.image_sizes, targets)
+            losses = losses.index_copy(0, labeled, torch.stack([*of_proposals.values(), *of_regions], dim=1))
+        if distributed.count() > 1:  # whose processes wait for a gradient of every weight
+            used = sum(value.sum() for value in (*self.parameters(), *maps.values()))
+            losses = losses + 0.0 * used
+        return losses
+
+    def count_losses(self) -> int:
+        return len(LOSSES)
+
+
+def rcnn_target(rows: Tensor, size: Sequence[int]) -> Target:
+    """The boxes (M, 7) of a frame in shares of it, as tasks/boxes.py has them -> a target in pixels."""
+    height, width = size
+    boxes = rows[:, :4] * rows.new_tensor([width, height, width, height])
+    present, ignored = rows[:, 4] >= 0, rows[:, 5] > 0
+    real = present & ~ignored
+    return {"boxes": boxes[real], "labels": rows[real, 4].long() + 1, "ignored": boxes[present & ignored]}
