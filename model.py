@@ -28,8 +28,7 @@ from networks.checkpoints import (
 from networks.darknet_files import read_darknet
 from networks.decoders import DECODERS, build_decoder
 from networks.encoders import ShapesOnly, build_encoder, read_weights
-from networks.paper_checkpoints import read_published
-from networks.tutorial_checkpoints import is_tutorial, read_tutorial
+from networks.other_checkpoints import read_others
 from tasks import CLASS_LISTS, OTHER_NAMES, Task, check_parts, completed, tasks_from_plain
 from tasks.fields import shown
 from user_input.text_files import read_json
@@ -242,27 +241,23 @@ def count_cost(network: Network, height: int, width: int) -> tuple[int, int]:
 
 
 def load_network(path: str | Path, cfg: str | Path | None = None) -> Network:
-    """A checkpoint of ours, of the paper's authors or of the YOLOv3 tutorial, or darknet's .weights -> network in eval
-    mode on the CPU. cfg: the .cfg file of .weights, None = the one beside it; of the tutorial, None = its own network.
+    """A checkpoint of ours or of others (networks/other_checkpoints.py), or darknet's .weights -> network in eval mode
+    on the CPU. cfg: the .cfg file of .weights, None = the one beside it; of the tutorial, None = its own network.
 
     Raises FileNotFoundError or ValueError in one line.
     """
-    path = Path(path)
+    path, cfg = Path(path), Path(cfg) if cfg else None
     if path.suffix == ".weights":
-        content = read_darknet(path, Path(cfg) if cfg else None, CLASS_LISTS, OTHER_NAMES)
-        return network_from_checkpoint(content, path)
-    content = read_torch_file(path) if path.suffix != ".safetensors" else {}
-    of_others = isinstance(content, dict) and content.get("format") != CHECKPOINT_FORMAT and "state_dict" in content
-    if of_others and is_tutorial(content["state_dict"]):
-        content = read_tutorial(content["state_dict"], path, Path(cfg) if cfg else None, CLASS_LISTS, OTHER_NAMES)
-        return network_from_checkpoint(content, path)
+        return network_from_checkpoint(read_darknet(path, cfg, CLASS_LISTS, OTHER_NAMES), path)
+    if path.suffix != ".safetensors":
+        content = read_others(read_torch_file(path), path, cfg, CLASS_LISTS, OTHER_NAMES)
+        if content is not None:
+            return network_from_checkpoint(content, path)
     if cfg:
         raise ValueError(f"--cfg is for a .weights file of darknet; {path} holds its settings")
-    if path.suffix == ".safetensors":
-        return network_from_checkpoint(read_safetensors(path), path)
-    if of_others:
-        return network_from_checkpoint(read_published(content["state_dict"], path, CLASS_LISTS["nyu40"]), path)
-    return network_from_checkpoint(read_checkpoint(path), path)
+    return network_from_checkpoint(
+        read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path), path
+    )
 
 
 def read_safetensors(path: Path) -> dict[str, object]:

@@ -290,7 +290,8 @@ class WithOwnMaps(nn.Module):
 # -------------------------------------------------------------------------------------------------- the table
 
 DECODERS: dict[str, type[LightWeightRefineNet] | type[UNet] | type[FeaturePyramid] | type[NoDecoder]] = {
-    "refinenet": LightWeightRefineNet, "unet": UNet, "fpn": FeaturePyramid, "none": NoDecoder,
+    "refinenet": LightWeightRefineNet, "unet": UNet, "fpn": FeaturePyramid,
+    "fpn_bn": FeaturePyramid, "none": NoDecoder,
 }  # fmt: skip
 
 

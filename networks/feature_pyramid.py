@@ -14,32 +14,35 @@ class FeaturePyramid(nn.Module):
     """Features at strides 4 .. 32 -> a map of `width` channels at each stride, and one at twice the coarsest.
 
     1x1 laterals are added to what comes from the next coarser stride, enlarged without interpolation; then 3x3. Of
-    several features at one stride the last is used.
+    several features at one stride the last is used, unless there are no others.
     """
 
     finest_stride: ClassVar = 4
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int, norm: bool = False) -> None:
+        """norm: batch norm behind each convolution."""
         super().__init__()
         # Not above: torchvision takes a second to load.
         from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
         last = {stride: index for index, stride in enumerate(strides)}
-        self.levels = [last[stride] for stride in sorted(last)]
-        self.fpn = FeaturePyramidNetwork([channels[level] for level in self.levels], width, LastLevelMaxPool())
-        self.strides = (*sorted(last), 2 * max(last))
+        self.levels = [last[stride] for stride in sorted(last)] if len(last) > 1 else list(range(len(strides)))
+        inputs, layer = [channels[level] for level in self.levels], nn.BatchNorm2d if norm else None
+        self.fpn = FeaturePyramidNetwork(inputs, width, LastLevelMaxPool(), layer)
+        self.strides = (*(strides[level] for level in self.levels), 2 * max(strides))
         self.channels = (width,) * len(self.strides)
         self.width, self.stride = width, self.strides[0]
 
     @classmethod
     def from_config(cls, config: Config, channels: Sequence[int], strides: Sequence[int]) -> FeaturePyramid:
-        return cls(channels, strides, config.decoder_width)
+        return cls(channels, strides, config.decoder_width, config.decoder == "fpn_bn")
 
     def initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(self.fpn({str(level): features[level] for level in self.levels}).values())

@@ -7,6 +7,7 @@ those of each frame, so that frames add up over batches and processes, and boxes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import roi_heads, rpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
@@ -30,9 +31,29 @@ OF_FOUND = ("boxes", "labels", "scores")  # what torchvision says of a frame; la
 LOSSES = ("objectness", "proposals", "classes", "boxes")
 IGNORED_SHARE = 0.5  # of a box without a thing: if more of it lies in ignored boxes, it is no background either
 ANCHOR_SIDE = 8  # cells of its map: 32 pixels at stride 4, ..., 512 at stride 64
+SIDES = (32, 64, 128, 256, 512)  # pixels
 RATIOS = (0.5, 1.0, 2.0)  # of an anchor's height to its width
 HIDDEN = 1024  # numbers that describe a region
 REGION = 7  # cells of a region's side
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What differs between torchvision's published networks."""
+
+    every_side: bool = False  # anchors of all SIDES in each map, and not of one
+    least_objectness: float = 0.0  # of a proposal
+    proposals: int = 1000  # of a picture, when it does not train
+    proposal_layers: int = 1  # 3x3
+    region_layers: int = 0  # 3x3 with batch norm, before the linear ones
+
+
+RECIPES = {
+    "fasterrcnn": Recipe(),
+    "fasterrcnn_v2": Recipe(proposal_layers=2, region_layers=4),
+    "fasterrcnn_mobile": Recipe(every_side=True, least_objectness=0.05),
+    "fasterrcnn_mobile_320": Recipe(every_side=True, least_objectness=0.05, proposals=150),
+}
 
 
 def in_ignored(boxes: Tensor, ignored: Tensor) -> Tensor:
@@ -122,10 +143,10 @@ class Regions(roi_heads.RoIHeads):
         return stacked([loss(x, y, [a], [b]) if len(a) else nothing(x, y) for x, y, a, b in frames])
 
 
-def pooling(names: Sequence[str], strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
+def pooling(strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
     """Regions of maps -> (side x side). torchvision takes the maps' scales from the first picture it sees, which is
     wrong for a very small one; here they are known."""
-    pool = MultiScaleRoIAlign(list(names), side, sampling_ratio=2)
+    pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], side, sampling_ratio=2)
     pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1)
     return pool
@@ -143,31 +164,47 @@ class RcnnHead(nn.Module):
     needs_target: ClassVar = True  # the network gives it `size`, and while it trains `target`
     multiple: ClassVar = 32
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], classes: int, spare: int = 0) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        classes: int,
+        spare: int = 0,
+        recipe: Recipe = RECIPES["fasterrcnn"],
+    ) -> None:
         """classes: those that are found; spare: further outputs that take part in scores and stand for nothing."""
         super().__init__()
         if len(set(channels)) != 1 or len(strides) < 2:
             raise ValueError("box_layers: fasterrcnn reads maps of one width, as those of --decoder fpn")
         width, self.strides, self.classes = channels[0], tuple(strides), classes
-        anchors = AnchorGenerator(tuple((ANCHOR_SIDE * stride,) for stride in strides), (RATIOS,) * len(strides))
+        sides = tuple(SIDES if recipe.every_side else (ANCHOR_SIDE * stride,) for stride in strides)
         self.rpn = Proposals(
-            anchors, ProposalHead(width, len(RATIOS)), fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=256,
-            positive_fraction=0.5, pre_nms_top_n={"training": 2000, "testing": 1000},
-            post_nms_top_n={"training": 2000, "testing": 1000}, nms_thresh=0.7,
+            AnchorGenerator(sides, (RATIOS,) * len(strides)),
+            ProposalHead(width, len(RATIOS) * len(sides[0]), recipe.proposal_layers),
+            fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
+            pre_nms_top_n={"training": 2000, "testing": recipe.proposals},
+            post_nms_top_n={"training": 2000, "testing": recipe.proposals}, nms_thresh=0.7,
+            score_thresh=recipe.least_objectness,
         )  # fmt: skip
         pooled = strides[:-1]  # the coarsest map gives proposals alone
+        convolutions = [width] * recipe.region_layers
+        hidden = (
+            FastRCNNConvFCHead((width, REGION, REGION), convolutions, [HIDDEN], nn.BatchNorm2d) if convolutions else
+            TwoMLPHead(width * REGION**2, HIDDEN)
+        )  # fmt: skip
         self.roi_heads = Regions(
-            pooling([str(stride) for stride in pooled], pooled, REGION), TwoMLPHead(width * REGION**2, HIDDEN),
-            Predictor(HIDDEN, 1 + classes + spare), fg_iou_thresh=0.5, bg_iou_thresh=0.5,
-            batch_size_per_image=512, positive_fraction=0.25, bbox_reg_weights=None, score_thresh=LEAST_SCORE,
-            nms_thresh=OVERLAP, detections_per_img=MOST_BOXES,
+            pooling(pooled, REGION), hidden, Predictor(HIDDEN, 1 + classes + spare), fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5, batch_size_per_image=512, positive_fraction=0.25, bbox_reg_weights=None,
+            score_thresh=LEAST_SCORE, nms_thresh=OVERLAP, detections_per_img=MOST_BOXES,
         )  # fmt: skip
 
     def initialise(self) -> None:
         """As torchvision's constructors do."""
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
+            if isinstance(module, nn.Linear):
                 module.reset_parameters()
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         for module in self.rpn.head.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
@@ -176,7 +213,7 @@ class RcnnHead(nn.Module):
     def forward(self, *maps: Tensor, size: Sequence[int], target: Tensor | None = None) -> Tensor:
         if next(self.parameters()).dtype != torch.float32:
             self.float()  # a back end of half precision has converted it
-        named = {str(stride): x.float() for stride, x in zip(self.strides, maps, strict=True)}  # as anchors are made
+        named = {str(level): x.float() for level, x in enumerate(maps)}  # anchors have the maps' precision
         if self.training:
             return self.losses(named, size, target)
         images = self.images(named, len(maps[0]), size)
@@ -186,9 +223,8 @@ class RcnnHead(nn.Module):
 
     def images(self, maps: dict[str, Tensor], frames: int, size: Sequence[int]) -> ImageList:
         """What torchvision knows of the images: the size to which they were padded, and their own."""
-        finest = maps[str(self.strides[0])]
-        height, width = (side * self.strides[0] for side in finest.shape[-2:])
-        return ImageList(finest.new_zeros(()).expand(frames, 3, height, width), [tuple(size)] * frames)
+        height, width = (side * self.strides[0] for side in maps["0"].shape[-2:])
+        return ImageList(maps["0"].new_zeros(()).expand(frames, 3, height, width), [tuple(size)] * frames)
 
     def rows(self, found: Target, size: Sequence[int]) -> Tensor:
         """A frame's detections as torchvision gives them, best first -> (100, 6)."""
@@ -202,7 +238,7 @@ class RcnnHead(nn.Module):
         assert target is not None, "in training, this head takes the target"
         labeled = (~target[..., 0].isnan().any(1)).nonzero().flatten()
         frames = len(target)
-        losses = maps[str(self.strides[0])].new_zeros(frames, self.count_losses())
+        losses = maps["0"].new_zeros(frames, self.count_losses())
         if len(labeled):
             own = {name: value if len(labeled) == frames else value[labeled] for name, value in maps.items()}
             targets = [rcnn_target(rows, size) for rows in target[labeled]]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import loss
-from config import Config
+from config import TWO_STAGES, Config
 from networks.box_head import FIRST_CLASS, BoxHead
 from networks.yolo_head import YoloHead
 from tasks.box_loss import box_loss, unknown, weight_of
@@ -104,9 +104,9 @@ class TwoStages(Cells):
     def head(
         self, channels: Sequence[int], strides: Sequence[int], classes: int, spare: int, config: Config
     ) -> nn.Module:
-        from networks.rcnn_head import RcnnHead  # not above: torchvision takes a second to load
+        from networks.rcnn_head import RECIPES, RcnnHead  # not above: torchvision takes a second to load
 
-        return RcnnHead(channels, strides, classes, spare)
+        return RcnnHead(channels, strides, classes, spare, RECIPES[self.layers])
 
     def weight(self, target: Tensor) -> float:
         return float((~unknown(target)).sum())
@@ -132,7 +132,8 @@ class TwoStages(Cells):
 
 
 KINDS: dict[str, Cells] = {
-    "light": Cells("light"), "plain": Cells("plain"), "yolo": OwnCells("yolo"), "fasterrcnn": TwoStages("fasterrcnn"),
+    "light": Cells("light"), "plain": Cells("plain"), "yolo": OwnCells("yolo"),
+    **{name: TwoStages(name) for name in TWO_STAGES},
 }  # fmt: skip
 
 
