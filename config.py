@@ -61,6 +61,7 @@ class Config:
     # Of the head for boxes: light (5x5 within each channel, 1x1) | plain (3x3) | yolo: YOLOv3's, of the encoder darknet
     # | fasterrcnn: two stages, torchvision's, of the decoder fpn; _v2, _mobile, _mobile_320: as its published networks
     box_layers: str = "light"
+    mask_layers: str = "maskrcnn"  # of the head for masks: maskrcnn | maskrcnn_v2, torchvision's
     loss_stride: int = 2  # compute the losses at every n-th pixel of each axis (other ones in each step): 1, 2 or 4
 
     # Network
@@ -121,6 +122,7 @@ CHOICES = {
     "depth_activation": ("softplus", "exp", "abs"),
     "depth_loss": ("berhu", "l1", "log"),
     "box_layers": ("light", "plain", "yolo", *TWO_STAGES),
+    "mask_layers": ("maskrcnn", "maskrcnn_v2"),
     "loss_stride": (1, 2, 4),
     "decoder": ("refinenet", "unet", "fpn", "fpn_bn", "none"),
     "context": ("none", "attention"),

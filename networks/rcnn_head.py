@@ -1,12 +1,14 @@
-"""The head of Faster R-CNN (Ren et al., arXiv 1506.01497) on a feature pyramid, of torchvision's own modules.
+"""The head of Faster R-CNN (Ren et al., arXiv 1506.01497), and of Mask R-CNN (He et al., arXiv 1703.06870), on a
+feature pyramid, of torchvision's own modules.
 
-What torchvision's `FasterRCNN` does behind its backbone, with the names of its weights. Two things differ: losses are
-those of each frame, so that frames add up over batches and processes, and boxes that are to be ignored are looked at.
+What torchvision's `FasterRCNN` and `MaskRCNN` do behind their backbone, with the names of their weights. Two things
+differ: losses are those of each frame, so that frames add up over batches and processes, and what is to be ignored is
+looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,19 +19,25 @@ from torchvision.models.detection import roi_heads, rpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 import distributed
 
-Target = dict[str, Tensor]  # of a frame: boxes (n, 4) and ignored (m, 4) in pixels, labels (n,) from 1 on
+# Of a frame: boxes (n, 4) and ignored (m, 4) in pixels, labels (n,) from 1 on. Of one with masks also masks (n, H, W),
+# and unsaid (H + 1, W + 1): how many pixels above and left of a corner nobody says anything about.
+Target = dict[str, Tensor]
+TargetOf = Callable[[Tensor, Sequence[int]], Target | None]  # a frame's label and size -> target; None: nobody says
 
 MOST_BOXES = 100  # of a frame
 OVERLAP = 0.5  # IoU with a better box of its class above which a box is left out
 LEAST_SCORE = 0.05
 OF_FOUND = ("boxes", "labels", "scores")  # what torchvision says of a frame; labels from 1 on
-LOSSES = ("objectness", "proposals", "classes", "boxes")
-IGNORED_SHARE = 0.5  # of a box without a thing: if more of it lies in ignored boxes, it is no background either
+LOSSES = ("objectness", "proposals", "classes", "boxes", "masks")
+MASK_SIDE = 28  # cells of a mask
+MASK_WIDTH, MASK_LAYERS = 256, 4
+IGNORED_SHARE = 0.5  # of a box without a thing: if more of it lies in an ignored box, it is no background either
 ANCHOR_SIDE = 8  # cells of its map: 32 pixels at stride 4, ..., 512 at stride 64
 SIDES = (32, 64, 128, 256, 512)  # pixels
 RATIOS = (0.5, 1.0, 2.0)  # of an anchor's height to its width
@@ -51,6 +59,8 @@ class Recipe:
 RECIPES = {
     "fasterrcnn": Recipe(),
     "fasterrcnn_v2": Recipe(proposal_layers=2, region_layers=4),
+    "maskrcnn": Recipe(),
+    "maskrcnn_v2": Recipe(proposal_layers=2, region_layers=4),
     "fasterrcnn_mobile": Recipe(every_side=True, least_objectness=0.05),
     "fasterrcnn_mobile_320": Recipe(every_side=True, least_objectness=0.05, proposals=150),
 }
@@ -64,6 +74,20 @@ def in_ignored(boxes: Tensor, ignored: Tensor) -> Tensor:
     sides = (torch.minimum(boxes[:, None, 2:], ignored[None, :, 2:]) - low).clamp(min=0)
     own = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     return (sides.prod(2) > IGNORED_SHARE * own[:, None]).any(1)
+
+
+def unsaid_share(boxes: Tensor, unsaid: Tensor) -> Tensor:
+    """boxes (n, 4), unsaid as in `Target` -> (n,) the share of what a box has of the picture."""
+    low, high = boxes.new_zeros(2), boxes.new_tensor([unsaid.shape[1] - 1, unsaid.shape[0] - 1])
+    x1, y1, x2, y2 = boxes.view(-1, 2, 2).clamp(low, high).round().long().flatten(1).unbind(1)
+    inside = unsaid[y2, x2] - unsaid[y1, x2] - unsaid[y2, x1] + unsaid[y1, x1]
+    return inside / ((x2 - x1) * (y2 - y1)).clamp(min=1)
+
+
+def no_background(boxes: Tensor, target: Target) -> Tensor:
+    """(n,) whether boxes without a thing are no background either."""
+    found = in_ignored(boxes, target["ignored"])
+    return found | (unsaid_share(boxes, target["unsaid"]) > IGNORED_SHARE) if "unsaid" in target else found
 
 
 def stacked(frames: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -102,7 +126,7 @@ class Proposals(rpn.RegionProposalNetwork):
     ) -> tuple[list[Tensor], list[Tensor]]:
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
         for own, corners, target in zip(labels, anchors, targets, strict=True):
-            own[(own == 0) & in_ignored(corners, target["ignored"])] = -1  # is not drawn
+            own[(own == 0) & no_background(corners, target)] = -1  # is not drawn
         return labels, boxes
 
     def compute_loss(
@@ -120,27 +144,36 @@ class Regions(roi_heads.RoIHeads):
     def select_training_samples(
         self, proposals: list[Tensor], targets: list[Target]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        self.ignored = [target["ignored"] for target in targets]
+        self.targets = targets
         return super().select_training_samples(proposals, targets)
 
     def assign_targets_to_proposals(
         self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
-        for own, corners, ignored in zip(labels, proposals, self.ignored, strict=True):
-            own[(own == 0) & in_ignored(corners, ignored)] = -1
+        for own, corners, target in zip(labels, proposals, self.targets, strict=True):
+            own[(own == 0) & no_background(corners, target)] = -1
         return matched, labels
 
     def losses(
         self, maps: dict[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]], targets: list[Target]
     ) -> tuple[Tensor, ...]:
-        """(B,) each: of the classes, and of the boxes."""
-        proposals, _, labels, wanted = self.select_training_samples(proposals, targets)
+        """(B,) each: of the classes, of the boxes, and where it has masks, of these."""
+        proposals, matched, labels, wanted = self.select_training_samples(proposals, targets)
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(maps, proposals, sizes)))
         counts = [len(own) for own in labels]
         frames = zip(logits.split(counts), deltas.split(counts), labels, wanted, strict=True)
         loss = roi_heads.fastrcnn_loss
-        return stacked([loss(x, y, [a], [b]) if len(a) else nothing(x, y) for x, y, a, b in frames])
+        found = stacked([loss(x, y, [a], [b]) if len(a) else nothing(x, y) for x, y, a, b in frames])
+        if not self.has_mask():
+            return found
+        things = [own > 0 for own in labels]
+        regions, matched = ([own[of] for own, of in zip(items, things, strict=True)] for items in (proposals, matched))
+        logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(maps, regions, sizes)))
+        frames = zip(logits.split([len(own) for own in regions]), regions, targets, matched, strict=True)
+        loss = roi_heads.maskrcnn_loss
+        of_masks = [loss(x, [own], [target["masks"]], [target["labels"]], [a]) for x, own, target, a in frames]
+        return *found, torch.stack(of_masks)
 
 
 def pooling(strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
@@ -154,10 +187,10 @@ def pooling(strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
 
 class RcnnHead(nn.Module):
     """Maps (B, width, h, w) at strides 4 to 64, and the size of the images -> (B, 100, 6) detections: corners x1, y1,
-    x2, y2 in shares of the images, score, class; best first, score 0 = none. Corners are computed in fp32: those of
-    half precision are pixels off.
+    x2, y2 in shares of the images, score, class; best first, score 0 = none. With masks (B, 100, 6 + 28 * 28): 0..1 in
+    each cell of the box. Corners are computed in fp32: those of half precision are pixels off.
 
-    While it trains: the target -> (B, 4), the losses of each frame. Frames without a label have 0, and draw no
+    While it trains: the target -> (B, 4 or 5), the losses of each frame. Frames without a label have 0, and draw no
     proposals. The maps are those of images whose sides were padded to multiples of `multiple`.
     """
 
@@ -169,11 +202,14 @@ class RcnnHead(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int],
         classes: int,
+        target_of: TargetOf,
         spare: int = 0,
         recipe: Recipe = RECIPES["fasterrcnn"],
+        masks: bool = False,
     ) -> None:
         """classes: those that are found; spare: further outputs that take part in scores and stand for nothing."""
         super().__init__()
+        self.target_of, self.masks = target_of, masks
         if len(set(channels)) != 1 or len(strides) < 2:
             raise ValueError("box_layers: fasterrcnn reads maps of one width, as those of --decoder fpn")
         width, self.strides, self.classes = channels[0], tuple(strides), classes
@@ -198,22 +234,35 @@ class RcnnHead(nn.Module):
             score_thresh=LEAST_SCORE, nms_thresh=OVERLAP, detections_per_img=MOST_BOXES,
         )  # fmt: skip
 
+        if masks:
+            layers, norm = [MASK_WIDTH] * MASK_LAYERS, nn.BatchNorm2d if convolutions else None
+            self.roi_heads.mask_roi_pool = pooling(pooled, MASK_SIDE // 2)
+            self.roi_heads.mask_head = MaskRCNNHeads(width, layers, 1, norm)
+            self.roi_heads.mask_predictor = MaskRCNNPredictor(MASK_WIDTH, MASK_WIDTH, 1 + classes + spare)
+
     def initialise(self) -> None:
         """As torchvision's constructors do."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
-            elif isinstance(module, nn.Conv2d):
+            elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for module in self.rpn.head.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
+        if self.masks:  # torchvision's weights of 1 and more for few classes begin with a loss of 10
+            nn.init.normal_(self.roi_heads.mask_predictor.mask_fcn_logits.weight, std=0.001)
 
-    def forward(self, *maps: Tensor, size: Sequence[int], target: Tensor | None = None) -> Tensor:
+    def forward(self, *maps: Tensor, size: Sequence[int] | None = None, target: Tensor | None = None) -> Tensor:
+        """size: height and width of the images; None: they were not padded."""
         if next(self.parameters()).dtype != torch.float32:
             self.float()  # a back end of half precision has converted it
         named = {str(level): x.float() for level, x in enumerate(maps)}  # anchors have the maps' precision
+        if size is None:
+            size = [side * self.strides[0] for side in maps[0].shape[-2:]]
         if self.training:
             return self.losses(named, size, target)
         images = self.images(named, len(maps[0]), size)
@@ -231,34 +280,27 @@ class RcnnHead(nn.Module):
         height, width = size
         corners, labels, scores = (found[name] for name in OF_FOUND)
         corners = corners / corners.new_tensor([width, height, width, height])
-        table = torch.cat([corners, scores[:, None], labels[:, None] - 1], dim=1)[labels <= self.classes]
+        columns = [corners, scores[:, None], labels[:, None] - 1]
+        if self.masks:
+            (name,) = found.keys() - set(OF_FOUND)
+            columns.append(found[name].flatten(1))
+        table = torch.cat(columns, dim=1)[labels <= self.classes]
         return F.pad(table, (0, 0, 0, MOST_BOXES - len(table)))
 
     def losses(self, maps: dict[str, Tensor], size: Sequence[int], target: Tensor | None) -> Tensor:
         assert target is not None, "in training, this head takes the target"
-        labeled = (~target[..., 0].isnan().any(1)).nonzero().flatten()
-        frames = len(target)
-        losses = maps["0"].new_zeros(frames, self.count_losses())
-        if len(labeled):
-            own = {name: value if len(labeled) == frames else value[labeled] for name, value in maps.items()}
-            targets = [rcnn_target(rows, size) for rows in target[labeled]]
+        found = [self.target_of(item, size) for item in target]
+        labeled = [number for number, item in enumerate(found) if item is not None]
+        losses = maps["0"].new_zeros(len(target), len(LOSSES) if self.masks else len(LOSSES) - 1)
+        if labeled:
+            which = torch.tensor(labeled, device=losses.device)
+            own = {name: value if len(labeled) == len(target) else value[which] for name, value in maps.items()}
+            targets = [found[number] for number in labeled]
             images = self.images(own, len(labeled), size)
             proposals, of_proposals = self.rpn(images, own, targets)
             of_regions = self.roi_heads.losses(own, proposals, images.image_sizes, targets)
-            losses = losses.index_copy(0, labeled, torch.stack([*of_proposals.values(), *of_regions], dim=1))
+            losses = losses.index_copy(0, which, torch.stack([*of_proposals.values(), *of_regions], dim=1))
         if distributed.count() > 1:  # whose processes wait for a gradient of every weight
             used = sum(value.sum() for value in (*self.parameters(), *maps.values()))
             losses = losses + 0.0 * used
         return losses
-
-    def count_losses(self) -> int:
-        return len(LOSSES)
-
-
-def rcnn_target(rows: Tensor, size: Sequence[int]) -> Target:
-    """The boxes (M, 7) of a frame in shares of it, as tasks/boxes.py has them -> a target in pixels."""
-    height, width = size
-    boxes = rows[:, :4] * rows.new_tensor([width, height, width, height])
-    present, ignored = rows[:, 4] >= 0, rows[:, 5] > 0
-    real = present & ~ignored
-    return {"boxes": boxes[real], "labels": rows[real, 4].long() + 1, "ignored": boxes[present & ignored]}

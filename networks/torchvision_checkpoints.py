@@ -1,4 +1,5 @@
-"""torchvision's published detectors: the `state_dict` of Faster R-CNN with ResNet or MobileNetV3, and of its v2.
+"""torchvision's published detectors: the `state_dict` of Faster R-CNN and Mask R-CNN with ResNet or MobileNetV3, and
+of their second versions.
 
 The file does not say which network it is for: names and shapes do. Two of MobileNetV3 have the same ones and differ in
 the size of the pictures alone: the one whose file has 320 in its name sees small ones.
@@ -44,24 +45,27 @@ def read_torchvision(
     """
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
         raise ValueError(f"{path}: its state_dict holds more than named tensors")
-    for part in ("mask", "keypoint"):
-        if any(name.startswith(f"roi_heads.{part}_") for name in weights):
-            raise ValueError(f"{path}: a detector with {part}s, of which the boxes alone could be read")
+    if any(name.startswith("roi_heads.keypoint_") for name in weights):
+        raise ValueError(f"{path}: a detector of keypoints, which this code has no task for")
     outputs = len(weights[MARKS[1]])
     if outputs < 2 or weights[MARKS[1]].dim() != 2:
         raise ValueError(f"{path}: {MARKS[1]} has shape {tuple(weights[MARKS[1]].shape)}; it takes (1 + classes, ...)")
-    settings = settings_of(weights, path)
+    settings, masks = settings_of(weights, path), "roi_heads.mask_predictor.mask_fcn_logits.weight" in weights
     spare = len(UNUSED) if outputs == COCO_OUTPUTS else 0
     names = class_names(path, outputs - 1 - spare, class_lists, other_names)
-    boxes = {
+    layers = settings["box_layers"]
+    if masks:
+        layers = settings["mask_layers"] = settings.pop("box_layers").replace("faster", "mask")
+    name = "masks" if masks else "boxes"
+    task = {
         "classes": names, "colors": tuple(map(tuple, class_palette()[1 : len(names) + 1].tolist())),
-        "layers": settings["box_layers"], "most_overlap": OVERLAP, "spare": spare,
+        "layers": layers, "most_overlap": OVERLAP, "spare": spare,
     }  # fmt: skip
-    tensors = {our_name(name): value for name, value in with_norms(weights, settings, path).items()}
+    tensors = {our_name(key, name): value for key, value in with_norms(weights, settings, path).items()}
     if spare:
-        tensors = {name: used_first(name, value, path) for name, value in tensors.items()}
-    config = Config(tasks=("boxes",), freeze_bn=True, **settings)
-    return {"config": plain(config), "tasks": {"boxes": boxes}, "network": tensors}
+        tensors = {key: used_first(key, value, path) for key, value in tensors.items()}
+    config = plain(Config()) | {"tasks": [name], "freeze_bn": True, **settings}
+    return {"config": config, "tasks": {name: task}, "network": tensors}
 
 
 def settings_of(weights: Mapping[str, Tensor], path: Path) -> dict[str, object]:
@@ -83,9 +87,12 @@ def settings_of(weights: Mapping[str, Tensor], path: Path) -> dict[str, object]:
     return common | {"encoder": RESNETS[kind], "box_layers": "fasterrcnn_v2", "decoder": "fpn_bn"}
 
 
-def our_name(name: str) -> str:
+def our_name(name: str, task: str) -> str:
     """The name in `Network`; those of files from before torchvision 0.13 differ from today's."""
     words = name.split(".")
+    if words[:2] == ["roi_heads", "mask_head"] and words[2].startswith("mask_fcn"):  # mask_fcn1 to mask_fcn4
+        number = words[2].removeprefix("mask_fcn")
+        words[2:3] = [str(int(number) - 1) if number.isdecimal() else number, "0"]
     if name.startswith("backbone.fpn.") and len(words) == 5:  # inner_blocks.0.weight
         words.insert(4, "0")
     if name.startswith("rpn.head.conv.") and len(words) == 4:
@@ -94,7 +101,7 @@ def our_name(name: str) -> str:
         return ".".join(["encoder", *words[1:]])
     if words[:2] == ["backbone", "fpn"]:
         return ".".join(["decoder", *words[1:]])
-    return ".".join(["heads", "boxes", *words])
+    return ".".join(["heads", task, *words])
 
 
 def with_norms(weights: Mapping[str, Tensor], settings: Mapping[str, object], path: Path) -> dict[str, Tensor]:
@@ -123,7 +130,7 @@ def with_norms(weights: Mapping[str, Tensor], settings: Mapping[str, object], pa
 
 def used_first(name: str, value: Tensor, path: Path) -> Tensor:
     """Outputs of the background and of COCO's 90 numbers -> of the background, of the 80 classes, of the others."""
-    if ".box_predictor." not in name:
+    if ".box_predictor." not in name and ".mask_fcn_logits." not in name:
         return value
     order = [number for number in range(COCO_OUTPUTS) if number not in UNUSED] + list(UNUSED)
     if len(value) not in (COCO_OUTPUTS, 4 * COCO_OUTPUTS):

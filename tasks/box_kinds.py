@@ -106,14 +106,15 @@ class TwoStages(Cells):
     ) -> nn.Module:
         from networks.rcnn_head import RECIPES, RcnnHead  # not above: torchvision takes a second to load
 
-        return RcnnHead(channels, strides, classes, spare, RECIPES[self.layers])
+        return RcnnHead(channels, strides, classes, frame_target, spare, RECIPES[self.layers])
 
     def weight(self, target: Tensor) -> float:
         return float((~unknown(target)).sum())
 
     def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
         """raw (B, losses) -> their sum; each frame weighs 1, as in torchvision."""
-        return raw.sum(), raw.new_tensor(self.weight(target))
+        said = ~unknown(target)
+        return (raw.float().sum(1) * said).sum(), raw.new_tensor(self.weight(target))
 
     def rows(self, raw: Tensor) -> Tensor:
         return raw.float()
@@ -129,6 +130,17 @@ class TwoStages(Cells):
 
     def columns(self, classes: int) -> int:
         return 6
+
+
+def frame_target(rows: Tensor, size: Sequence[int]) -> dict[str, Tensor] | None:
+    """The boxes (M, 7) of a frame in shares of it, as tasks/boxes.py has them -> a target of networks/rcnn_head.py."""
+    if unknown(rows[None]):
+        return None
+    height, width = size
+    boxes = rows[:, :4] * rows.new_tensor([width, height, width, height])
+    present, ignored = rows[:, 4] >= 0, rows[:, 5] > 0
+    real = present & ~ignored
+    return {"boxes": boxes[real], "labels": rows[real, 4].long() + 1, "ignored": boxes[present & ignored]}
 
 
 KINDS: dict[str, Cells] = {

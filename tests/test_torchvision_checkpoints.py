@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_one_line(script, tmp_path):
     assert "executed" not in done.stdout + done.stderr
     mark, norm = "roi_heads.box_predictor.cls_score.weight", "backbone.body.bn1."
     for values, message in (
-        ({"roi_heads.keypoint_head.0.weight": torch.zeros(1)}, "a detector with keypoints, of which the boxes alone"),
+        ({"roi_heads.keypoint_head.0.weight": torch.zeros(1)}, "a detector of keypoints, which this code"),
         ({mark: torch.zeros(91)}, r"cls_score.weight has shape \(91,\)"),
         ({"roi_heads.box_predictor.bbox_pred.bias": torch.zeros(8)}, "it takes 91 outputs"),
         ({f"{norm}bias": None}, r"bn1\.bias is not in it"),

@@ -183,6 +183,12 @@ def note_labels(part: nn.Module, labels: list[torch.Tensor]) -> None:
     part.fg_bg_sampler = noting
 
 
+def of_few_regions(head: RcnnHead) -> None:
+    """For trainings of seconds."""
+    head.roi_heads.fg_bg_sampler.batch_size_per_image = 32  # of 512
+    head.rpn._pre_nms_top_n["training"] = head.rpn._post_nms_top_n["training"] = 64  # of 2000
+
+
 def test_it_learns_two_frames_by_heart():
     torch.manual_seed(0)
     config = make_config({**SETTINGS, "lr_encoder": 1e-3, "lr_decoder": 1e-3}, "test")
@@ -197,10 +203,9 @@ def test_it_learns_two_frames_by_heart():
     labels = TASK.collate([torch.tensor([(*row, 0, NAN) for row in frame], dtype=torch.float32) for frame in rows])
     target = TASK.thin(labels, Pixels(size))
     optimizer = build_optimizer(network, config)
-    network.heads["boxes"].roi_heads.fg_bg_sampler.batch_size_per_image = 32  # of 512: seconds
-    network.heads["boxes"].rpn._post_nms_top_n["training"] = 64  # of 2000
+    of_few_regions(network.heads["boxes"])
     network.train(), network.encoder.eval()
-    for _ in range(50):
+    for _ in range(45):
         total, weight = TASK.loss(losses_of(network, images, target), target)
         optimizer.zero_grad()
         (total / weight).backward()
