@@ -12,10 +12,12 @@ import pytest
 import torch
 import yaml
 from conftest import only_error_line
+from test_processes import in_processes
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 
+import distributed
 from config import Config, make_config
 from geometry import Pixels
 from images import read_photo, write_png
@@ -150,6 +152,16 @@ def test_frames_of_which_nobody_says_anything_take_no_part():
     assert TASK.weight(target) == 2 and not losses_of(network, images[:1], target_of(None)).any()
     gradient = torch.autograd.grad(losses[1:].sum(), list(network.parameters()), allow_unused=True)
     assert all(item is not None for item in gradient)
+
+
+def test_with_several_processes_each_weight_has_a_gradient(monkeypatch):
+    """Of a process without labels, too: the others wait for it."""
+    network, images = network_of().train(), torch.rand(1, 3, 64, 64)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    losses = losses_of(network, images, target_of(None))
+    assert not losses.any()
+    gradient = torch.autograd.grad(losses.sum(), list(network.parameters()))
+    assert not any(item.any() for item in gradient)
 
 
 def test_ignored_boxes_are_neither_things_nor_background():
@@ -299,6 +311,8 @@ def test_it_goes_through_all_commands(squares, script, tmp_path):
     best = tmp_path / "run/best.pt"
     done = script("evaluate.py", "--checkpoint", best, "--mirror", "--device", "cpu")
     assert done.returncode == 0 and "ap50" in done.stdout, done.stderr
+    done = in_processes(2, "train.py", *words, *given, "--run", tmp_path / "both")
+    assert done.returncode == 0 and (tmp_path / "both/best.pt").is_file(), done.stderr
     photo, out = squares / "0.png", tmp_path / "out"
     done = script("inference.py", "--checkpoint", best, "--input", photo, "--output", out, "--score", 0.01)
     assert done.returncode == 0, done.stderr
