@@ -33,6 +33,7 @@ TargetOf = Callable[[Tensor, Sequence[int]], Target | None]  # a frame's label a
 MOST_BOXES = 100  # of a frame
 OVERLAP = 0.5  # IoU with a better box of its class above which a box is left out
 LEAST_SCORE = 0.05
+OF_MASKS = "masks"  # torchvision's name of them in targets and in what it finds
 OF_FOUND = ("boxes", "labels", "scores")  # what torchvision says of a frame; labels from 1 on
 LOSSES = ("objectness", "proposals", "classes", "boxes", "masks")
 MASK_SIDE = 28  # cells of a mask
@@ -172,7 +173,7 @@ class Regions(roi_heads.RoIHeads):
         logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(maps, regions, sizes)))
         frames = zip(logits.split([len(own) for own in regions]), regions, targets, matched, strict=True)
         loss = roi_heads.maskrcnn_loss
-        of_masks = [loss(x, [own], [target["masks"]], [target["labels"]], [a]) for x, own, target, a in frames]
+        of_masks = [loss(x, [own], [target[OF_MASKS]], [target["labels"]], [a]) for x, own, target, a in frames]
         return *found, torch.stack(of_masks)
 
 
@@ -282,8 +283,7 @@ class RcnnHead(nn.Module):
         corners = corners / corners.new_tensor([width, height, width, height])
         columns = [corners, scores[:, None], labels[:, None] - 1]
         if self.masks:
-            (name,) = found.keys() - set(OF_FOUND)
-            columns.append(found[name].flatten(1))
+            columns.append(found[OF_MASKS].flatten(1))
         table = torch.cat(columns, dim=1)[labels <= self.classes]
         return F.pad(table, (0, 0, 0, MOST_BOXES - len(table)))
 

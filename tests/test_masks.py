@@ -181,7 +181,7 @@ def test_frames_without_labels_take_no_part_and_unsaid_pixels_are_no_background(
 def test_it_learns_two_frames_by_heart(monkeypatch):
     monkeypatch.setattr(rcnn_head, "MASK_WIDTH", 32)  # of 256: seconds
     torch.manual_seed(0)
-    config = make_config({**SETTINGS, "lr_encoder": 1e-3, "lr_decoder": 1e-3}, "test")
+    config = make_config({**SETTINGS, "lr_encoder": 2e-3, "lr_decoder": 2e-3}, "test")
     network, size = build_network(config, {"masks": TASK}), (64, 96)
     things = [[(8, 8, 40, 56, 0), (50, 12, 92, 48, 1)], [(30, 10, 80, 50, 1)]]
     codes = torch.stack([codes_of(*frame, size=size) for frame in things])

@@ -198,12 +198,12 @@ def note_labels(part: nn.Module, labels: list[torch.Tensor]) -> None:
 def of_few_regions(head: RcnnHead) -> None:
     """For trainings of seconds."""
     head.roi_heads.fg_bg_sampler.batch_size_per_image = 32  # of 512
-    head.rpn._pre_nms_top_n["training"] = head.rpn._post_nms_top_n["training"] = 64  # of 2000
+    head.rpn._pre_nms_top_n["training"], head.rpn._post_nms_top_n["training"] = 300, 128  # of 2000
 
 
 def test_it_learns_two_frames_by_heart():
     torch.manual_seed(0)
-    config = make_config({**SETTINGS, "lr_encoder": 1e-3, "lr_decoder": 1e-3}, "test")
+    config = make_config({**SETTINGS, "lr_encoder": 2e-3, "lr_decoder": 2e-3}, "test")
     network = build_network(config, {"boxes": TASK})
     size = (64, 96)
     pictures = np.full((2, *size, 3), 90, np.uint8)
@@ -311,7 +311,7 @@ def test_it_goes_through_all_commands(squares, script, tmp_path):
     best = tmp_path / "run/best.pt"
     done = script("evaluate.py", "--checkpoint", best, "--mirror", "--device", "cpu")
     assert done.returncode == 0 and "ap50" in done.stdout, done.stderr
-    done = in_processes(2, "train.py", *words, *given, "--run", tmp_path / "both")
+    done = in_processes(2, "train.py", *words, *given, "--accumulate", 1, "--run", tmp_path / "both")
     assert done.returncode == 0 and (tmp_path / "both/best.pt").is_file(), done.stderr
     photo, out = squares / "0.png", tmp_path / "out"
     done = script("inference.py", "--checkpoint", best, "--input", photo, "--output", out, "--score", 0.01)
