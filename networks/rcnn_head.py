@@ -212,7 +212,7 @@ class RcnnHead(nn.Module):
         super().__init__()
         self.target_of, self.masks = target_of, masks
         if len(set(channels)) != 1 or len(strides) < 2:
-            raise ValueError("box_layers: fasterrcnn reads maps of one width, as those of --decoder fpn")
+            raise ValueError("Faster and Mask R-CNN read maps of one width, as those of --decoder fpn")
         width, self.strides, self.classes = channels[0], tuple(strides), classes
         sides = tuple(SIDES if recipe.every_side else (ANCHOR_SIDE * stride,) for stride in strides)
         self.rpn = Proposals(

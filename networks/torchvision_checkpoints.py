@@ -20,6 +20,7 @@ from networks.darknet_files import class_names
 MARKS = ("rpn.head.cls_logits.weight", "roi_heads.box_predictor.cls_score.weight")
 COCO_OUTPUTS = 91
 UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # of COCO's numbers 1 to 90, of which 80 stand for a class
+MOST_OUTPUTS = 256
 EPSILON = 1e-5  # of our batch norm
 NORM = ("weight", "bias", "running_mean", "running_var")
 RESNETS = {(6, True): "resnet50", (23, True): "resnet101", (36, True): "resnet152", (6, False): "resnet34",
@@ -43,13 +44,10 @@ def read_torchvision(
 
     Raises ValueError in one line.
     """
-    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
-        raise ValueError(f"{path}: its state_dict holds more than named tensors")
+    check_tensors(weights, path)
     if any(name.startswith("roi_heads.keypoint_") for name in weights):
         raise ValueError(f"{path}: a detector of keypoints, which this code has no task for")
     outputs = len(weights[MARKS[1]])
-    if outputs < 2 or weights[MARKS[1]].dim() != 2:
-        raise ValueError(f"{path}: {MARKS[1]} has shape {tuple(weights[MARKS[1]].shape)}; it takes (1 + classes, ...)")
     settings, masks = settings_of(weights, path), "roi_heads.mask_predictor.mask_fcn_logits.weight" in weights
     spare = len(UNUSED) if outputs == COCO_OUTPUTS else 0
     names = class_names(path, outputs - 1 - spare, class_lists, other_names)
@@ -68,9 +66,28 @@ def read_torchvision(
     return {"config": config, "tasks": {name: task}, "network": tensors}
 
 
+def check_tensors(weights: Mapping[str, object], path: Path) -> None:
+    """Raises ValueError for what is computed with here: tensors that say more than the file holds, or of other kinds
+    and shapes. `check_weights` looks at the rest."""
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
+        raise ValueError(f"{path}: its state_dict holds more than named tensors")
+    for name, value in weights.items():
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.device.type != "cpu":
+            raise ValueError(
+                f"{path}: {name} is {value.layout} on {value.device}; weights are dense tensors of numbers"
+            )
+    claimed, stored = sum(value.numel() * value.element_size() for value in weights.values()), path.stat().st_size
+    if claimed > stored:
+        raise ValueError(f"{path}: its tensors take {claimed:,} bytes, but the file has {stored:,}")
+    for name, wanted in zip(MARKS, (4, 2), strict=True):
+        shape = tuple(weights[name].shape)
+        if len(shape) != wanted or not 2 <= shape[0] <= MOST_OUTPUTS:
+            raise ValueError(f"{path}: {name} has shape {shape}; it takes 2 to {MOST_OUTPUTS} outputs")
+
+
 def settings_of(weights: Mapping[str, Tensor], path: Path) -> dict[str, object]:
     """Encoder, decoder, head, and the size of the pictures in its training."""
-    width = len(weights[MARKS[0]][0])
+    width = weights[MARKS[0]].shape[1]
     common = {"decoder": "fpn", "decoder_width": width, "long_side": 1333, "short_side": 800}
     if "backbone.body.0.0.weight" in weights:
         encoder = {"encoder": "torchvision_mobilenetv3", "box_layers": "fasterrcnn_mobile"}
@@ -90,7 +107,7 @@ def settings_of(weights: Mapping[str, Tensor], path: Path) -> dict[str, object]:
 def our_name(name: str, task: str) -> str:
     """The name in `Network`; those of files from before torchvision 0.13 differ from today's."""
     words = name.split(".")
-    if words[:2] == ["roi_heads", "mask_head"] and words[2].startswith("mask_fcn"):  # mask_fcn1 to mask_fcn4
+    if name.startswith("roi_heads.mask_head.mask_fcn"):  # mask_fcn1 to mask_fcn4
         number = words[2].removeprefix("mask_fcn")
         words[2:3] = [str(int(number) - 1) if number.isdecimal() else number, "0"]
     if name.startswith("backbone.fpn.") and len(words) == 5:  # inner_blocks.0.weight
@@ -115,7 +132,9 @@ def with_norms(weights: Mapping[str, Tensor], settings: Mapping[str, object], pa
     for norm in norms:
         if missing := [part for part in NORM if norm + part not in weights]:
             raise ValueError(f"{path}: {norm}{missing[0]} is not in it")
-        scale, offset, mean, variance = (weights[norm + part] for part in NORM)
+        scale, offset, mean, variance = values = [weights[norm + part] for part in NORM]
+        if not all(value.is_floating_point() and value.shape == scale.shape for value in values):
+            raise ValueError(f"{path}: the tensors of {norm.removesuffix('.')} are not floats of one shape")
         frozen = f"{norm}num_batches_tracked" not in weights
         if not frozen or settings["encoder"] == "torchvision_mobilenetv3":
             continue
@@ -133,6 +152,6 @@ def used_first(name: str, value: Tensor, path: Path) -> Tensor:
     if ".box_predictor." not in name and ".mask_fcn_logits." not in name:
         return value
     order = [number for number in range(COCO_OUTPUTS) if number not in UNUSED] + list(UNUSED)
-    if len(value) not in (COCO_OUTPUTS, 4 * COCO_OUTPUTS):
+    if not value.dim() or len(value) not in (COCO_OUTPUTS, 4 * COCO_OUTPUTS):
         raise ValueError(f"{path}: {name} has shape {tuple(value.shape)}; it takes {COCO_OUTPUTS} outputs")
     return value.unflatten(0, (COCO_OUTPUTS, -1))[order].flatten(0, 1)

@@ -212,7 +212,11 @@ def test_what_does_not_fit_is_one_line(script, tmp_path):
     mark, norm = "roi_heads.box_predictor.cls_score.weight", "backbone.body.bn1."
     for values, message in (
         ({"roi_heads.keypoint_head.0.weight": torch.zeros(1)}, "a detector of keypoints, which this code"),
-        ({mark: torch.zeros(91)}, r"cls_score.weight has shape \(91,\)"),
+        ({mark: torch.zeros(91)}, r"cls_score.weight has shape \(91,\); it takes 2 to 256 outputs"),
+        ({mark: torch.zeros(257, 3)}, r"cls_score.weight has shape \(257, 3\)"),
+        ({f"{norm}weight": torch.zeros(1).expand(2**40)}, "its tensors take 4,398,"),
+        ({f"{norm}weight": torch.zeros(3)}, "the tensors of backbone.body.bn1 are not floats of one shape"),
+        ({f"{norm}weight": torch.zeros(64).to_sparse()}, "weights are dense tensors"),
         ({"roi_heads.box_predictor.bbox_pred.bias": torch.zeros(8)}, "it takes 91 outputs"),
         ({f"{norm}bias": None}, r"bn1\.bias is not in it"),
         ({f"{norm}running_var": torch.zeros(64)}, "variances that are not above 0"),

@@ -253,7 +253,7 @@ def test_what_does_not_fit_is_refused():
     others = {"a": TASK, "b": dataclasses.replace(TASK, classes=("lamp",), colors=((1, 2, 3),))}
     with pytest.raises(ValueError, match="box_layers: fasterrcnn takes data sets of one class list"):
         Boxes.join(others, merge=False)
-    with pytest.raises(ValueError, match="fasterrcnn reads maps of one width, as those of --decoder fpn"):
+    with pytest.raises(ValueError, match="Faster and Mask R-CNN read maps of one width, as those of --decoder fpn"):
         build_network(make_config({**SETTINGS, "decoder": "unet"}, "test"), {"boxes": TASK})
     for field, message in (({"spare": 256}, "spare is 256"), ({"layers": "twostage"}, "layers is 'twostage'")):
         with pytest.raises(ValueError, match=message):
