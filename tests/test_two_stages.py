@@ -19,6 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 
 import distributed
 from config import Config, make_config
+from deploy.backends import open_backend
 from geometry import Pixels
 from images import read_photo, write_png
 from metrics import Protocol
@@ -260,6 +261,17 @@ def test_what_does_not_fit_is_refused():
             dataclasses.replace(TASK, **field).check_fields()
     with pytest.raises(ValueError, match="spare is 1; it must be 0"):
         dataclasses.replace(TASK, layers="light", spare=1).check_fields()
+
+
+def test_it_runs_in_pytorch_alone():
+    network = network_of(depth=Depth()).eval()
+    assert open_backend(network, "auto").name == "eager"
+    for name in ("compile", "openvino"):
+        with pytest.raises(ValueError, match=f"--backend {name}: boxes: two-stage detectors .* eager alone runs it"):
+            open_backend(network, name)
+    half = open_backend(network, "eager", precision="bf16")
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    assert half(images)["boxes"].dtype == torch.float32 and half(images)["depth"].dtype == torch.bfloat16
 
 
 def test_dense_tasks_stand_beside_it_at_any_size():
