@@ -37,6 +37,7 @@ class Config:
     train_split: str = "train"
     val_split: str = "val"
     long_side: int = 192  # the network sees frames with this many pixels on their longer side; 0 = as they are
+    short_side: int = 0  # and at most this many on their shorter side; 0 = any
     cache: bool = True  # keep the decoded frames in memory
     workers: int = 2  # loader processes; 0 = load in the training process
 
@@ -58,7 +59,9 @@ class Config:
     depth_loss: str = "berhu"  # berhu | l1 | log (l1 of the logarithms), see loss.py
     depth_gradient: float = 0.0  # weight of the loss on depth's differences between neighbors; 0 = none
     # Of the head for boxes: light (5x5 within each channel, 1x1) | plain (3x3) | yolo: YOLOv3's, of the encoder darknet
+    # | fasterrcnn: two stages, torchvision's, of the decoder fpn; _v2, _mobile, _mobile_320: as its published networks
     box_layers: str = "light"
+    mask_layers: str = "maskrcnn"  # of the head for masks: maskrcnn | maskrcnn_v2, torchvision's
     loss_stride: int = 2  # compute the losses at every n-th pixel of each axis (other ones in each step): 1, 2 or 4
 
     # Network
@@ -69,8 +72,10 @@ class Config:
     encoder: str = "resnet18"
     darknet_cfg: str = ""  # the text of the encoder darknet's .cfg file; darknet:FILE.cfg reads it
     encoder_weights: str = "none"  # imagenet (timm downloads them) | none | a .pth, .safetensors or .weights file
-    decoder: str = "refinenet"  # refinenet: light-weight, of the paper | unet | none: of darknet's own boxes alone
-    decoder_width: int = 256  # refinenet only
+    # refinenet: light-weight, of the paper | unet | fpn: a feature pyramid | fpn_bn: one with batch norm | none: of
+    # darknet's own boxes alone
+    decoder: str = "refinenet"
+    decoder_width: int = 256  # refinenet and fpn
     crp_stages: int = 4  # chained residual pooling, refinenet only
     context: str = "none"  # none | attention: at the coarsest stride, each place sees all others; refinenet only
     head: str = "conv"  # conv: 3x3, of the paper | separable: 3x3 for each channel, then 1x1
@@ -109,15 +114,17 @@ class Config:
     save_minutes: float = 5.0  # last.pt is also written inside long epochs; 0 = only after each epoch
 
 
+TWO_STAGES = ("fasterrcnn", "fasterrcnn_v2", "fasterrcnn_mobile", "fasterrcnn_mobile_320")  # of box_layers
 CHOICES = {
     "task_weighting": ("fixed", "uncertainty", "dwa", "upgrad"),
     "segmentation_loss": ("cross_entropy", "dice", "cross_entropy+dice"),
     "class_weights": ("none", "log"),
     "depth_activation": ("softplus", "exp", "abs"),
     "depth_loss": ("berhu", "l1", "log"),
-    "box_layers": ("light", "plain", "yolo"),
+    "box_layers": ("light", "plain", "yolo", *TWO_STAGES),
+    "mask_layers": ("maskrcnn", "maskrcnn_v2"),
     "loss_stride": (1, 2, 4),
-    "decoder": ("refinenet", "unet", "none"),
+    "decoder": ("refinenet", "unet", "fpn", "fpn_bn", "none"),
     "context": ("none", "attention"),
     "head": ("conv", "separable"),
     "unet_upsampling": ("transposed", "bilinear"),
@@ -130,12 +137,14 @@ AT_LEAST = {
     "batch_size": 1, "accumulate": 1, "lr_encoder": 0, "lr_decoder": 0, "momentum": 0, "weight_decay": 0,
     "warmup_steps": 0, "clip_norm": 0, "ema": 0, "threads": 0, "seed": 0, "eval_every": 1, "log_every": 1,
     "save_minutes": 0, "teacher_weight": 0, "imitation": 0, "label_smoothing": 0, "depth_gradient": 0, "dropout": 0,
+    "short_side": 0,
 }  # fmt: skip
 AT_MOST = {  # neither a slip of the finger nor a checkpoint of others may fill the memory or start 5000 processes
     "decoder_width": 2048, "crp_stages": 16, "long_side": 8192, "workers": 256, "threads": 1024, "rotation": 180,
     "color": 10, "epochs": 1_000_000, "batch_size": 65_536, "accumulate": 65_536, "momentum": 1, "teacher_weight": 100,
     "warmup_steps": 10**9, "eval_every": 10**9, "log_every": 10**9, "save_minutes": 10**6, "seed": 2**32 - 1,
     "label_smoothing": 0.9, "depth_gradient": 100, "dropout": 0.9, "imitation": 100,
+    "short_side": 8192,
 }  # fmt: skip
 LARGEST_CROP, LARGEST_ZOOM = 8192, 16.0
 MOST_CFG_BYTES = 2**20  # of a .cfg file

@@ -187,7 +187,7 @@ class Frames(Dataset):
             labels = {
                 name: arrays[name] if name in arrays else task.no_label(*size) for name, task in self.tasks.items()
             }
-            fitted = fitted_size(*size, self.config.long_side)
+            fitted = fitted_size(*size, self.config.long_side, self.config.short_side)
             tensors = {"size": torch.tensor(size), "image": image_tensor(resize_image(image, *fitted))}
             for scale in self.scales:
                 # From the frame itself, as the views of a training: a network takes sharpness for distance.

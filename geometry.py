@@ -217,11 +217,14 @@ def _cells(inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tensor, Tensor, T
     return (cells - 1).clamp(min=0), cells.clamp(max=inputs - 1), weights, pixels, compact
 
 
-def fitted_size(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """(height, width) of a frame resized so that its longer side is `long_side`; 0 keeps its size."""
+def fitted_size(height: int, width: int, long_side: int, short_side: int = 0) -> tuple[int, int]:
+    """(height, width) of a frame resized so that its longer side is `long_side`, or if its shorter one would be more
+    than `short_side`, so that this is it; 0 keeps its size, and sets no limit."""
     if not long_side:
         return height, width
     scale = long_side / max(height, width)
+    if short_side:
+        scale = min(scale, short_side / min(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
@@ -230,7 +233,9 @@ def random_view(rng: np.random.Generator, height: int, width: int, config: Confi
     zoom = float(np.exp(rng.uniform(*np.log(config.zoom))))
     mirror = bool(config.mirror and rng.random() < 0.5)
     angle = float(rng.uniform(-config.rotation, config.rotation))
-    zoomed = tuple(max(1, round(zoom * side)) for side in fitted_size(height, width, config.long_side))
+    zoomed = tuple(
+        max(1, round(zoom * side)) for side in fitted_size(height, width, config.long_side, config.short_side)
+    )
     # An offset in whole pixels: the pixels of the zoomed frame are copied. Negative where there is room to spare.
     top, left = (
         int(rng.integers(min(0, room), max(0, room) + 1))

@@ -6,6 +6,7 @@ and 40 classes + depth it is the network of that paper, 3,070,057 parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,8 +28,7 @@ from networks.checkpoints import (
 from networks.darknet_files import read_darknet
 from networks.decoders import DECODERS, build_decoder
 from networks.encoders import ShapesOnly, build_encoder, read_weights
-from networks.paper_checkpoints import read_published
-from networks.tutorial_checkpoints import is_tutorial, read_tutorial
+from networks.other_checkpoints import read_others
 from tasks import CLASS_LISTS, OTHER_NAMES, Task, check_parts, completed, tasks_from_plain
 from tasks.fields import shown
 from user_input.text_files import read_json
@@ -57,7 +57,6 @@ class Network(nn.Module):
         self.cameras: dict[str, dict[str, float]] = {}  # of the training, see `cameras_from_plain`
         self.encoder = encoder
         self.decoder = build_decoder(config, encoder.channels, encoder.strides, getattr(encoder, "own_maps", 0))
-        self.multiple, self.stretch = getattr(encoder, "multiple", 1), getattr(encoder, "stretch", None)
         # {task: indices of the decoder's maps that its head reads}
         self.levels = {name: tuple(task.levels(self.decoder.strides)) for name, task in tasks.items()}
         self.used = sorted({level for levels in self.levels.values() for level in levels})
@@ -65,6 +64,9 @@ class Network(nn.Module):
         for name, task in tasks.items():
             channels = [self.decoder.channels[level] for level in self.levels[name]]
             self.heads[name] = task.head(channels, [self.decoder.strides[i] for i in self.levels[name]], config)
+        parts = (encoder, *self.heads.values())
+        self.multiple = math.lcm(*(getattr(part, "multiple", 1) for part in parts))
+        self.stretch, self.fill = getattr(encoder, "stretch", None), getattr(encoder, "fill", 0.0)
         self.register_buffer("mean", torch.tensor(encoder.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(encoder.std).view(3, 1, 1), persistent=False)
         for part in (self.decoder, *self.heads.values()):
@@ -97,7 +99,7 @@ class Network(nn.Module):
         if self.multiple == 1:
             return images
         height, width = images.shape[-2:]
-        return F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple), value=self.encoder.fill)
+        return F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple), value=self.fill)
 
     @torch.inference_mode()
     def predict(
@@ -109,17 +111,35 @@ class Network(nn.Module):
         """
         return decode(self(images), sizes, self.tasks if tasks is None else tasks)
 
-    def heads_of(self, shared: Sequence[Tensor], size: Sequence[int] | None = None) -> dict[str, Tensor]:
-        """The maps of `shared` -> {task: raw output}, for images of this size; None: no side of theirs was padded."""
+    def heads_of(
+        self,
+        shared: Sequence[Tensor],
+        size: Sequence[int] | None = None,
+        targets: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The maps of `shared` -> {task: raw output}, for images of this size; None: no side of theirs was padded.
+
+        targets: while it trains, of the tasks whose heads need them (`needs_target`), for all of the images.
+        """
         if self.training and self.config.dropout:
             shared = [F.dropout2d(item, self.config.dropout) for item in shared]  # whole channels
         maps = dict(zip(self.used, shared, strict=True))
-        raws = {name: head(*(maps[level] for level in self.levels[name])) for name, head in self.heads.items()}
-        if size is None or self.stretch or self.multiple == 1:
-            return raws
-        sides = [max(side, LEAST_SIDE) if isinstance(side, int) else side for side in size]
-        padded = [side + -side % self.multiple for side in sides]
-        return {name: self.tasks[name].crop(raw, sides, padded) for name, raw in raws.items()}
+        raws = {}
+        for name, head in self.heads.items():
+            own = [maps[level] for level in self.levels[name]]
+            if getattr(head, "needs_target", False):
+                raws[name] = head(*own, size=self.sides(size), target=(targets or {}).get(name))
+                continue
+            raws[name] = head(*own)
+            if size is not None and not self.stretch and self.multiple != 1:
+                sides = self.sides(size)
+                padded = [side + -side % self.multiple for side in sides]
+                raws[name] = self.tasks[name].crop(raws[name], sides, padded)
+        return raws
+
+    def sides(self, size: Sequence[int]) -> list[int]:
+        """Height and width of images of this size before they are padded."""
+        return [max(side, LEAST_SIDE) if isinstance(side, int) else side for side in self.stretch or size]
 
 
 def decode(
@@ -221,27 +241,23 @@ def count_cost(network: Network, height: int, width: int) -> tuple[int, int]:
 
 
 def load_network(path: str | Path, cfg: str | Path | None = None) -> Network:
-    """A checkpoint of ours, of the paper's authors or of the YOLOv3 tutorial, or darknet's .weights -> network in eval
-    mode on the CPU. cfg: the .cfg file of .weights, None = the one beside it; of the tutorial, None = its own network.
+    """A checkpoint of ours or of others (networks/other_checkpoints.py), or darknet's .weights -> network in eval mode
+    on the CPU. cfg: the .cfg file of .weights, None = the one beside it; of the tutorial, None = its own network.
 
     Raises FileNotFoundError or ValueError in one line.
     """
-    path = Path(path)
+    path, cfg = Path(path), Path(cfg) if cfg else None
     if path.suffix == ".weights":
-        content = read_darknet(path, Path(cfg) if cfg else None, CLASS_LISTS, OTHER_NAMES)
-        return network_from_checkpoint(content, path)
-    content = read_torch_file(path) if path.suffix != ".safetensors" else {}
-    of_others = isinstance(content, dict) and content.get("format") != CHECKPOINT_FORMAT and "state_dict" in content
-    if of_others and is_tutorial(content["state_dict"]):
-        content = read_tutorial(content["state_dict"], path, Path(cfg) if cfg else None, CLASS_LISTS, OTHER_NAMES)
-        return network_from_checkpoint(content, path)
+        return network_from_checkpoint(read_darknet(path, cfg, CLASS_LISTS, OTHER_NAMES), path)
+    if path.suffix != ".safetensors":
+        content = read_others(read_torch_file(path), path, cfg, CLASS_LISTS, OTHER_NAMES)
+        if content is not None:
+            return network_from_checkpoint(content, path)
     if cfg:
         raise ValueError(f"--cfg is for a .weights file of darknet; {path} holds its settings")
-    if path.suffix == ".safetensors":
-        return network_from_checkpoint(read_safetensors(path), path)
-    if of_others:
-        return network_from_checkpoint(read_published(content["state_dict"], path, CLASS_LISTS["nyu40"]), path)
-    return network_from_checkpoint(read_checkpoint(path), path)
+    return network_from_checkpoint(
+        read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path), path
+    )
 
 
 def read_safetensors(path: Path) -> dict[str, object]:

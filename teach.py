@@ -61,7 +61,7 @@ class NetworkTeacher:
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """To which size a frame is brought."""
-        return fitted_size(height, width, self.network.config.long_side)
+        return fitted_size(height, width, self.network.config.long_side, self.network.config.short_side)
 
     def raw(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) uint8 -> raw output of the task (B, channels, h, w)."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from deploy.backend_base import STATIC_SHAPES, Backend, DeviceUnavailable
+from deploy.conversion import no_graph
 from deploy.folding import simplified
 from deploy.graph_backends import Onnx, OpenVino, TensorRt
 from deploy.signature import make_signature
@@ -165,11 +166,14 @@ def open_backend(
             "(torch.export.load, torch._inductor.aoti_load_package); give the checkpoint, or an .onnx or .xml file"
         )
     else:
-        if name == "auto":
-            name = "eager" if few else fastest(device)
-        kind = BACKENDS[name]
-        require(*kind.needs)
+        require(*(BACKENDS[name].needs if name != "auto" else ()))
         source = load_network(source) if isinstance(source, Path) else source
+        reason = no_graph(source)
+        if name == "auto":
+            name = "eager" if few or reason else fastest(device)
+        elif reason and name != "eager":
+            raise ValueError(f"--backend {name}: {reason}: eager alone runs it")
+        kind = BACKENDS[name]
     require(*kind.needs)
     try:
         return kind(source, device, kind.pick_precision(precision, device))

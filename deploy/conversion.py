@@ -17,11 +17,21 @@ from model import Network
 from utils import require
 
 
+def no_graph(network: Network) -> str:
+    """Why the network cannot become a graph; "" = it can."""
+    return next((f"{name}: {task.no_graph}" for name, task in network.tasks.items() if task.no_graph), "")
+
+
 class Graph(nn.Module):
-    """A network with pre-processing and post-processing as its signature says; outputs in the order of the tasks."""
+    """A network with pre-processing and post-processing as its signature says; outputs in the order of the tasks.
+
+    Raises ValueError for a network with a task that cannot be in a graph.
+    """
 
     def __init__(self, network: Network, signature: Signature) -> None:
         super().__init__()
+        if reason := no_graph(network):
+            raise ValueError(f"{reason}: no graph; the checkpoint itself and --format safetensors run in PyTorch")
         self.network, self.signature = network, signature
         self.resize = Resize(signature) if signature.network_size != signature.size else None
 

@@ -60,7 +60,7 @@ def reference(network: Network, tasks: Mapping[str, Task], picture: np.ndarray, 
     reader enlarges. So does the reference then.
     """
     height, width = picture.shape[:2]
-    seen = fitted_size(height, width, network.config.long_side)
+    seen = fitted_size(height, width, network.config.long_side, network.config.short_side)
     pixels = torch.from_numpy(np.ascontiguousarray(resize_image(picture, *seen))).permute(2, 0, 1)[None]
     inside = backend.signature.units_out and backend.signature.size is None
     size = backend.input_size(height, width) if inside else (height, width)

@@ -51,7 +51,9 @@ class Signature:
         """Height and width to which a graph of a fixed size brings the image first; None in one of any size."""
         if self.size is None:
             return None
-        return tuple(max(LEAST_SIDE, side) for side in fitted_size(*self.size, self.config.long_side))
+        return tuple(
+            max(LEAST_SIDE, side) for side in fitted_size(*self.size, self.config.long_side, self.config.short_side)
+        )
 
     @property
     def long_side(self) -> int:
@@ -64,7 +66,8 @@ class Signature:
 
         A graph of a fixed size gets it at the scale of the training, smaller only where it does not fit.
         """
-        fitted = fitted_size(height, width, self.long_side)
+        short_side = 0 if self.size else self.config.short_side
+        fitted = fitted_size(height, width, self.long_side, short_side)
         if self.size is None:
             return fitted
         if fitted[0] <= self.size[0] and fitted[1] <= self.size[1]:
@@ -136,7 +139,9 @@ class Signature:
         if self.size:
             seen = "the graph resizes it to the size of the training: give pictures of this shape, or pad them"
         elif self.long_side:
-            seen = f"resize each picture first, so that its longer side has {self.long_side} pixels, as in training"
+            limit = f", or its shorter one {self.config.short_side} if that is less" if self.config.short_side else ""
+            what = f"its longer side has {self.long_side} pixels{limit}"
+            seen = f"resize each picture first, so that {what}, as in training"
         else:
             seen = "give pictures as they are, as in training"
         what = "predictions at the size of the input" if self.units_out else "raw outputs of the heads, smaller"

@@ -1,4 +1,5 @@
-"""Decoders: an encoder's features -> maps for the heads, from fine to coarse. Light-Weight RefineNet and U-Net.
+"""Decoders: an encoder's features -> maps for the heads, from fine to coarse. Light-Weight RefineNet and U-Net,
+and in a file of its own the feature pyramid.
 
 Each has `channels` and `strides`, those of its maps; `width` and `stride`, those of the finest map; and
 `finest_stride`, the finest stride whose features it uses. A stride is the number of image pixels that a pixel of the
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from config import Config
 from networks.encoders import double_conv, initialise_he
+from networks.feature_pyramid import FeaturePyramid
 
 # ------------------------------------------------------------------------------------ Light-Weight RefineNet
 
@@ -287,8 +289,9 @@ class WithOwnMaps(nn.Module):
 
 # -------------------------------------------------------------------------------------------------- the table
 
-DECODERS: dict[str, type[LightWeightRefineNet] | type[UNet] | type[NoDecoder]] = {
-    "refinenet": LightWeightRefineNet, "unet": UNet, "none": NoDecoder,
+DECODERS: dict[str, type[LightWeightRefineNet] | type[UNet] | type[FeaturePyramid] | type[NoDecoder]] = {
+    "refinenet": LightWeightRefineNet, "unet": UNet, "fpn": FeaturePyramid,
+    "fpn_bn": FeaturePyramid, "none": NoDecoder,
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from config import DARKNET
 from networks.checkpoints import check_weights, read_torch_file
 from networks.darknet import build_darknet
+from networks.torchvision_encoder import TorchvisionMobileNetV3
 from user_input.values import near
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -247,6 +248,7 @@ def _give_up_early_without_network() -> None:
 
 ENCODERS: dict[str, Callable[[int], nn.Module]] = {  # name -> builder(finest_stride)
     "mobilenetv2_paper": PaperMobileNetV2,
+    "torchvision_mobilenetv3": TorchvisionMobileNetV3,
     "unet": UNetEncoder,
     "unet_512": partial(UNetEncoder, widths=(64, 128, 256, 512, 512)),  # usual with bilinear upsampling
 }

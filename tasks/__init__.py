@@ -18,6 +18,7 @@ from tasks.dense import DenseTask
 from tasks.depth import Depth
 from tasks.fields import shown, task_from_fields
 from tasks.instances import Instances
+from tasks.masks import Masks
 from tasks.normals import Normals
 from tasks.segmentation import Segmentation
 from user_input.values import near
@@ -31,6 +32,7 @@ __all__ = [
     "DenseTask",
     "Depth",
     "Instances",
+    "Masks",
     "Normals",
     "Segmentation",
     "Task",
@@ -42,7 +44,7 @@ __all__ = [
     "tasks_to_plain",
 ]
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Segmentation, Depth, Normals, Boxes, Instances)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Segmentation, Depth, Normals, Boxes, Instances, Masks)}
 
 
 def task_giving(what: str, tasks: Mapping[str, Task | type[Task]] = TASKS) -> str:

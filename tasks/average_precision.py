@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.box_matching import AREAS, COCO_RULES, RULES, THRESHOLDS, match
+from tasks.box_matching import AREAS, COCO_RULES, RULES, THRESHOLDS, Shapes, match
 
 DIRECTIONS: Mapping[str, int] = MappingProxyType({  # metric -> 1: higher is better, -1: lower is better
     "ap": 1, "ap50": 1, "ap75": 1, "ap_small": 1, "ap_medium": 1, "ap_large": 1, "ar100": 1, "voc_ap50": 1,
@@ -118,18 +118,20 @@ class BoxMetrics:
             truths = label.numpy()
             truths = truths[truths[:, 4] != -1]
             if not np.isnan(truths).all(1).any():
-                self._add(boxes[boxes[:, 4] > 0], truths)
+                self.add_frame(boxes[boxes[:, 4] > 0], truths)
 
-    def _add(self, boxes: np.ndarray, truths: np.ndarray) -> None:
-        """The detections (D, 7) and truths (G, 7) of a frame."""
+    def add_frame(self, boxes: np.ndarray, truths: np.ndarray, shapes: Shapes | None = None) -> None:
+        """The detections (D, 7) and truths (G, 7) of a frame. With `shapes` of them, as masks are, the detections must
+        be sorted, best first."""
         for what, ids in (("prediction", boxes[:, 5]), ("label", truths[:, 4])):
             wrong = ids[~((ids >= 0) & (ids < len(self.classes)) & (ids == np.floor(ids)))]
             if len(wrong):
                 raise ValueError(f"boxes: a {what} has class {wrong[0]:g}; allowed: 0..{len(self.classes) - 1}")
         if not np.isfinite(truths[:, :4]).all():
             raise ValueError("boxes: a label has corners that are not finite")
-        boxes = boxes[np.argsort(-boxes[:, 4], kind="stable")]
-        found = match(boxes.astype(np.float64), truths.astype(np.float64))
+        if shapes is None:
+            boxes = boxes[np.argsort(-boxes[:, 4], kind="stable")]
+        found = match(boxes.astype(np.float64), truths.astype(np.float64), shapes)
         records = np.empty(len(boxes), RECORD)
         records["score"], records["label"] = boxes[:, 4], boxes[:, 5]
         records["hits"], records["ignored"] = found.hits, found.ignored

@@ -46,6 +46,7 @@ class Task(Teachable, TakesFromOthers, ABC):
     gives: ClassVar[str] = ""  # of a prediction: "classes" or "metres" in each pixel, "objects"; "" = anything else
     follows_camera: ClassVar[bool] = False  # whether `for_camera` changes anything
     counted: ClassVar[str] = "pixels"  # what `difference` counts
+    no_graph: ClassVar[str] = ""  # why its head cannot be in an exported graph; it runs in PyTorch alone then
     suffix: ClassVar[str] = ".png"  # of the files that `save` writes
 
     def __init_subclass__(cls, **arguments: object) -> None:

@@ -20,6 +20,7 @@ IoU is the plain one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,6 +57,19 @@ def overlaps(boxes: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.ndar
     return both / (own + areas_of(truths) - both), both / own
 
 
+class Shapes(NamedTuple):
+    """What of D detections and G truths is compared in place of boxes, fp64."""
+
+    iou: np.ndarray  # (D, G)
+    inside: np.ndarray  # (D, G) intersection over the area of the detection
+    areas: np.ndarray  # (D,) square pixels
+    truths: np.ndarray  # (G,)
+
+
+def boxes_as_shapes(boxes: np.ndarray, truths: np.ndarray) -> Shapes:
+    return Shapes(*overlaps(boxes, truths), areas_of(boxes), areas_of(truths))
+
+
 def outside(areas: np.ndarray) -> np.ndarray:
     """(N,) areas -> (N,) int64, the COCO rules whose area range they are outside of."""
     return ((areas[:, None] < LIMITS[:, 0]) | (areas[:, None] > LIMITS[:, 1])) @ OF_AREA
@@ -72,15 +86,16 @@ class Matches:
 
 
 @np.errstate(invalid="ignore", divide="ignore")  # a network may give any numbers
-def match(boxes: np.ndarray, truths: np.ndarray) -> Matches:
-    """boxes (D, 7), best score first, and truths (G, 7), both fp64."""
+def match(boxes: np.ndarray, truths: np.ndarray, shapes: Shapes | None = None) -> Matches:
+    """boxes (D, 7), best score first, and truths (G, 7), both fp64. shapes: such as masks; None: the boxes."""
+    shapes = shapes or boxes_as_shapes(boxes, truths)
     # Whether enough better detections have its class.
     late = np.tril(boxes[:, 5:6] == boxes[None, :, 5], -1).sum(1) >= MOST
     same = boxes[:, 5:6] == truths[None, :, 4]
-    iou, inside = (values * same for values in overlaps(boxes, truths))
+    iou, inside = (values * same for values in shapes[:2])
     crowd = truths[:, 5] != 0
-    not_counted = np.where(crowd, COCO, outside(areas_of(truths)))
-    alone = np.where(late, COCO, outside(areas_of(boxes)))
+    not_counted = np.where(crowd, COCO, outside(shapes.truths))
+    alone = np.where(late, COCO, outside(shapes.areas))
     hits, ignored, pairs = match_coco(np.where(crowd, inside, iou) * ~late[:, None], crowd, not_counted, alone)
     voc_hits, voc_ignored = match_voc(iou, crowd)
     return Matches(hits | VOC * voc_hits, ignored | VOC * voc_ignored, ~not_counted & COCO | VOC * ~crowd, pairs)

@@ -18,23 +18,21 @@ from config import Config
 from drawing import class_palette, curves
 from geometry import Pixels, View
 from metrics import Protocol
-from networks.box_head import FIRST_CLASS, BoxHead
-from networks.yolo_head import MOST_OWN_MAPS, YoloHead, fields_of_yolo
+from networks.box_head import FIRST_CLASS
+from networks.yolo_head import MOST_OWN_MAPS, fields_of_yolo
 from tasks.average_precision import DIRECTIONS, BoxMetrics
-from tasks.base import HERE, Size, Task
+from tasks.base import HERE, Size, Task, check_choice
 from tasks.box_distance import distances
 from tasks.box_drawing import box_text, draw_boxes
 from tasks.box_files import boxes_at_size, open_boxes, read_box_section, read_boxes
-from tasks.box_loss import box_loss, weight_of
+from tasks.box_kinds import KINDS, Cells, merged, mirrored
 from tasks.box_objects import OBJECT, write_objects
-from tasks.box_selection import best_of, candidates, differing_boxes, select_boxes
+from tasks.box_selection import differing_boxes
 from tasks.box_survey import box_coverage, box_survey_lines, survey_boxes, suspicious_boxes
 from tasks.box_teaching import BoxTeaching
-from tasks.classes import SharesClasses, check_classes, check_outputs
+from tasks.classes import NO_CLASS, SharesClasses, check_classes, check_outputs
 from tasks.stored_boxes import StoredBoxes
-from tasks.yolo_loss import yolo_loss
 
-STRIDES = (8, 16, 32)  # of the maps whose cells find boxes
 LEAST_VISIBLE = 0.5  # of a box in a view: what is seen less of is neither a thing to find nor background
 LEAST_SIDE_PX = 2.0
 CLASS, IGNORE, SCORE, FOUND_CLASS, DISTANCE = 4, 5, 4, 5, 6  # columns of labels, and of predictions
@@ -57,10 +55,11 @@ class Boxes(SharesClasses, BoxTeaching, Task):
     classes: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
     outputs: tuple[int, ...] = ()  # of the head that data sets share: those of its classes; () = all, in order
-    layers: str = "light"  # of the head: light | plain | yolo
+    layers: str = "light"  # of the head: light | plain | yolo | fasterrcnn
     own_maps: int = 0  # of the encoder, which the head `yolo` reads; 0 = the decoder's
     most_overlap: float = 0.6  # IoU with a better box of the class above which a box is the same thing
     least_score: float = 0.3  # of the boxes that are shown and saved; metrics take all
+    spare: int = 0  # outputs of the head fasterrcnn after those of the classes, which stand for nothing
 
     # ------------------------------------------------------------------------------ a data set's files
 
@@ -72,13 +71,23 @@ class Boxes(SharesClasses, BoxTeaching, Task):
     def from_section(cls, section: Mapping[str, object], config: Config) -> Boxes:
         classes = section["classes"]
         colors = tuple(map(tuple, class_palette()[1 : len(classes) + 1].tolist()))
-        return cls(classes, colors, layers=config.box_layers, **fields_of_yolo(config))
+        most = min(cls.most_overlap, KINDS[config.box_layers].most_overlap)
+        fields = {"most_overlap": most, **fields_of_yolo(config)}
+        return cls(classes, colors, layers=config.box_layers, **fields)
+
+    @property
+    def kind(self) -> Cells:
+        """What the kind of the head answers."""
+        return KINDS[self.layers]
 
     def section(self) -> dict[str, object]:
         return {"format": "objects", "classes": list(self.classes)}
 
     def check_fields(self) -> None:
         check_classes(self.classes, self.colors)
+        check_choice("layers", self.layers, tuple(KINDS))
+        if not 0 <= self.spare <= (0 if self.kind.in_cells else NO_CLASS):
+            raise ValueError(f"spare is {self.spare}; it must be 0, or with layers fasterrcnn at most {NO_CLASS}")
         if (self.layers == "yolo") != (0 < self.own_maps <= MOST_OWN_MAPS):
             raise ValueError(
                 f"own_maps is {self.own_maps}; it must be 1 to {MOST_OWN_MAPS} for yolo, 0 for other layers"
@@ -96,11 +105,15 @@ class Boxes(SharesClasses, BoxTeaching, Task):
     @classmethod
     def join(cls, tasks: Mapping[str, Boxes], merge: bool) -> tuple[Boxes, dict[str, Boxes]]:
         head, parts = super().join(tasks, merge)
-        if head.own_maps and any(part.is_part for part in parts.values()):
-            raise ValueError("box_layers: yolo takes data sets of one class list; light and plain take several")
+        if head.kind.one_list and any(part.is_part for part in parts.values()):
+            raise ValueError(
+                f"box_layers: {head.layers} takes data sets of one class list; light and plain take several"
+            )
         return head, parts
 
     def with_thresholds(self, score: float | None, overlap: float | None) -> Boxes:
+        if overlap is not None and overlap > self.kind.most_overlap:
+            raise ValueError(f"--overlap: {self.layers} takes at most {self.kind.most_overlap:g}")
         given = {"least_score": score, "most_overlap": overlap}
         return dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
 
@@ -161,19 +174,14 @@ class Boxes(SharesClasses, BoxTeaching, Task):
     # ------------------------------------------------------------------------------ the network
 
     def levels(self, strides: Sequence[int]) -> tuple[int, ...]:
-        if self.own_maps:
-            return tuple(range(len(strides) - self.own_maps, len(strides)))
-        found = tuple(index for index, stride in enumerate(strides) if stride in STRIDES)
-        if not found:
-            raise ValueError(
-                f"boxes: the decoder has maps at strides {', '.join(map(str, strides))}, none at {STRIDES}"
-            )
-        return found
+        return self.kind.levels(strides, self.own_maps)
 
     def head(self, channels: Sequence[int], strides: Sequence[int], config: Config) -> nn.Module:
-        if self.own_maps:
-            return YoloHead(channels, len(self.classes), config.darknet_cfg)
-        return BoxHead(channels, len(self.classes), self.layers)
+        return self.kind.head(channels, strides, len(self.classes), self.spare, config)
+
+    @property
+    def no_graph(self) -> str:
+        return self.kind.no_graph
 
     def select(self, raw: Tensor) -> Tensor:
         if not self.outputs:
@@ -188,24 +196,18 @@ class Boxes(SharesClasses, BoxTeaching, Task):
         return target / target.new_tensor([width, height, width, height, 1, 1, 1])
 
     def weight(self, target: Tensor) -> float:
-        return weight_of(target)
+        return self.kind.weight(target)
 
     def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
-        return yolo_loss(raw, target) if self.own_maps else box_loss(raw, target)
+        return self.kind.loss(raw, target)
 
     def decode(self, raw: Tensor, size: Size) -> Tensor:
-        return self._at_size(select_boxes(candidates(raw.float()), self.most_overlap), size)
+        return self._at_size(self.kind.chosen(self.kind.rows(raw), self.most_overlap), size)
 
     def merge(self, views: Sequence[tuple[Tensor, float, bool]], size: Size) -> Tensor:
         """The boxes of all views, of which those of one thing suppress each other."""
-        found = []
-        for raw, _, mirrored in views:
-            boxes = candidates(raw.float())
-            if mirrored:
-                boxes = torch.cat([1 - boxes[..., 2:3], boxes[..., 1:2], 1 - boxes[..., :1], boxes[..., 3:]], dim=2)
-            found.append(boxes)
-        together = torch.cat(found, dim=1)
-        return self._at_size(select_boxes(best_of(together, together.shape[1]), self.most_overlap), size)
+        found = [mirrored(self.kind.rows(raw)) if flipped else self.kind.rows(raw) for raw, _, flipped in views]
+        return self._at_size(merged(found, self.most_overlap), size)
 
     def _at_size(self, found: Tensor, size: Size) -> Tensor:
         """(B, K, 6) in shares of the frame -> a prediction in its pixels, without distances."""
@@ -214,11 +216,7 @@ class Boxes(SharesClasses, BoxTeaching, Task):
         return torch.cat([corners, found[..., 4:], torch.full_like(found[..., :1], math.nan)], dim=2)
 
     def crop(self, raw: Tensor, size: Size, padded: Size) -> Tensor:
-        """The maps' sizes in cells become those of the image, which need not be whole."""
-        (height, width), (tall, wide) = size, padded
-        # Without a tensor of these numbers: they are open where a graph for any size is made.
-        places = [raw[..., :2], raw[..., 2:3] * width / wide, raw[..., 3:4] * height / tall]
-        return torch.cat([*places, raw[..., 4:]], dim=2)
+        return self.kind.crop(raw, size, padded)
 
     def resize(self, prediction: Tensor, before: Size, size: Size) -> Tensor:
         y, x = (new / old for new, old in zip(size, before, strict=True))
@@ -257,7 +255,7 @@ class Boxes(SharesClasses, BoxTeaching, Task):
         return {"precision_recall": curves(lines, "recall", "precision")} if lines else {}
 
     def output_fault(self, value: Tensor, frames: int, size: Size | None) -> str:
-        columns = FIRST_CLASS + len(self.classes) if size is None else 7
+        columns = self.kind.columns(len(self.classes)) if size is None else 7
         if value.is_floating_point() and value.dim() == 3 and value.shape[::2] == (frames, columns) and value.shape[1]:
             return ""
         kind = str(value.dtype).removeprefix("torch.")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import loss
 from config import make_config
+from deploy.backends import open_backend
 from model import build_network
 from networks.decoders import DECODERS, Head, LightWeightRefineNet, UNet, build_decoder, fit, initialise_small
 from networks.encoders import PaperMobileNetV2, UNetEncoder, build_encoder
@@ -230,3 +231,43 @@ def test_unet_encoder_weights_come_from_a_file(tmp_path):
         build_encoder("unet", str(tmp_path / "unet.pth"))
     with pytest.raises(ValueError, match="unet has none to download"):
         build_encoder("unet", "imagenet")
+
+
+# ------------------------------------------------------------------------------------------- the feature pyramid
+
+
+@pytest.mark.parametrize("kind", ["fpn", "fpn_bn"])
+def test_a_feature_pyramid_has_one_map_more_and_uses_the_last_feature_of_a_stride(kind):
+    config = SimpleNamespace(decoder=kind, decoder_width=16)
+    channels, strides = (4, 6, 8, 10, 12), (4, 8, 16, 16, 32)
+    decoder = build_decoder(config, channels, strides)
+    decoder.initialise()
+    assert (decoder.strides, decoder.channels) == ((4, 8, 16, 32, 64), (16,) * 5)
+    for height, width in SIZES:
+        features = [
+            torch.randn(2, count, -(-height // stride), -(-width // stride), requires_grad=True)
+            for count, stride in zip(channels, strides, strict=True)
+        ]
+        maps = decoder(features)
+        used = [features[level] for level in (0, 1, 3, 4)]
+        assert [item.shape[-2:] for item in maps[:4]] == [item.shape[-2:] for item in used]
+        assert torch.equal(maps[4], maps[3][..., ::2, ::2])
+        inputs = [*used, *decoder.parameters()]
+        assert all(item.any() for item in torch.autograd.grad(sum((item**3).sum() for item in maps), inputs))
+    with_two = build_decoder(config, (5, 7), (32, 32))
+    assert with_two.strides == (32, 32, 64), "of one stride alone, all features"
+    assert [item.shape[-2:] for item in with_two([torch.rand(1, 5, 3, 4), torch.rand(1, 7, 3, 4)])][:2] == [(3, 4)] * 2
+
+
+def test_dense_tasks_on_a_feature_pyramid_are_in_a_graph_of_any_size():
+    pytest.importorskip("onnxruntime", reason="needs requirements/deploy.txt")
+    config = make_config({"encoder": "mobilenetv2_paper", "decoder": "fpn", "decoder_width": 16}, "test")
+    network = build_network(config, {"depth": Depth()}).eval()
+    nn.init.normal_(network.heads["depth"][-1].weight)
+    backend = open_backend(network, "onnxruntime", precision="fp32")
+    for height, width in SIZES[:2]:
+        image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
+        with torch.inference_mode():
+            wanted = network(image)["depth"]
+        assert wanted.shape[-2:] == (-(-height // 4), -(-width // 4)) and wanted.std() > 0.01
+        assert torch.allclose(backend(image)["depth"], wanted, rtol=1e-3, atol=1e-4)

@@ -112,7 +112,8 @@ def frames_of(
 ) -> Frames:
     """The frames of a split, at the size that the network takes."""
     # The size of the images is the network's own; the machine's settings are those of the command line.
-    config = dataclasses.replace(settings.config, long_side=network.config.long_side)
+    own = network.config
+    config = dataclasses.replace(settings.config, long_side=own.long_side, short_side=own.short_side)
     return Frames(folder, read_list(folder, split), tasks, config, False, settings.scales)
 
 

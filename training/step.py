@@ -88,9 +88,9 @@ class Passes(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, images: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         shared = self.network.shared(images)
-        return shared, self.network.heads_of(shared, images.shape[-2:])
+        return shared, self.network.heads_of(shared, images.shape[-2:], targets)
 
 
 class Training:
@@ -108,6 +108,9 @@ class Training:
         self.total_steps = total_steps
         to_train_mode(network)
         self.learned = learned_tasks(network)
+        # Those whose heads choose by the target what they compute; their raw outputs are losses of frames.
+        needing = [name for name in self.learned if getattr(network.heads[name], "needs_target", False)]
+        self.sampled = {name: network.tasks[name] for name in needing}
         self.average = Average(network, config.ema) if config.ema else None
         self.teachers = None
         if config.teachers:
@@ -232,8 +235,10 @@ class Training:
         part of the step's mean, to `imitated`; `totals` are those of the step."""
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         images = batch["image"].to(self.device, non_blocking=True, memory_format=layout)
+        # Whole, with the frames that have no label.
+        targets = {task: own.move(own.thin(batch[task], pixels), self.upload) for task, own in self.sampled.items()}
         with autocast(self.device, self.precision):
-            shared, outputs = self.passes(images)
+            shared, outputs = self.passes(images, targets)
         shared = learned_maps(self.network, shared)
         losses: dict[str, Tensor] = {}
         portions: dict[str, float] = {}  # of the step's labeled frames
