@@ -13,6 +13,7 @@ import numpy as np
 
 MASK_SIDE = 28  # cells
 LEAST = 0.5
+LEAST_LEFT = 0.5  # of a mask, beside better ones
 # Columns of a detection: x1, y1, x2, y2 in pixels, score, class, distance, height and width of the frame, then cells.
 HEIGHT, WIDTH, CELLS = 7, 8, 9
 
@@ -38,12 +39,15 @@ def pasted(rows: np.ndarray) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]
 
 def as_maps(rows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Detections, best first -> a panoptic prediction (4, H, W) as tasks/instance_grouping.py has it: number, class,
-    score, distance. Of two that share pixels the better one has them."""
+    score, distance. Of two that share pixels the better one has them, and one of which less than a half is left is
+    taken for the same thing again (Kirillov et al., arXiv 1801.00868, section 5)."""
     maps = np.zeros((4, *size), np.float32)
     maps[1] = -1
-    for number, (part, mask) in reversed(list(enumerate(pasted(rows), 1))):
-        row = rows[number - 1]
-        maps[(slice(None), *part)][:, mask] = np.nan_to_num([number, row[5], row[4], row[6]])[:, None]
+    for number, (part, mask) in enumerate(pasted(rows), 1):
+        own, row = maps[(slice(None), *part)], rows[number - 1]
+        free = mask & (own[0] == 0)
+        if free.sum() >= LEAST_LEFT * mask.sum():
+            own[:, free] = np.nan_to_num([number, row[5], row[4], row[6]])[:, None]
     return maps
 
 

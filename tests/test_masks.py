@@ -342,6 +342,8 @@ def test_the_better_thing_has_the_shared_pixels_and_its_own_distance():
     assert record["things"]["class"].tolist() == [0, 1], "the third is below the least score"
     assert record["number"][20, 30] == 1 and record["number"][20, 36] == 2
     assert record["things"]["distance_m"].tolist() == [2, 5]
+    found[0, 1, :4] = found[0, 0, :4] + torch.tensor([6.0, 0, 6, 0])  # more than a half is the better one's
+    assert TASK.arrays(found)[0]["things"]["class"].tolist() == [0]
     assert as_maps(found[0, :0].numpy(), size).shape == (4, *size)
     with pytest.raises(ValueError, match=r"--overlap: maskrcnn takes at most 0\.5"):
         TASK.with_thresholds(None, 0.7)
