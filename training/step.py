@@ -88,7 +88,7 @@ class Passes(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, images: Tensor, targets: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         shared = self.network.shared(images)
         return shared, self.network.heads_of(shared, images.shape[-2:], targets)
 
@@ -238,7 +238,7 @@ class Training:
         # Whole, with the frames that have no label.
         targets = {task: own.move(own.thin(batch[task], pixels), self.upload) for task, own in self.sampled.items()}
         with autocast(self.device, self.precision):
-            shared, outputs = self.passes(images, targets)
+            shared, outputs = self.passes(images, targets) if targets else self.passes(images)
         shared = learned_maps(self.network, shared)
         losses: dict[str, Tensor] = {}
         portions: dict[str, float] = {}  # of the step's labeled frames
