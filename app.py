@@ -234,9 +234,9 @@ def make_page(viewer: Viewer) -> gradio.Blocks:
                         elem_id="objects", interactive=False, max_height=400, min_width=500, visible=False,
                     )  # fmt: skip
                     turn = gradio.Plot(label="In 3D: drag to turn", elem_id="cloud", min_width=300)
-        # Not public: requirements-app.txt keeps gradio's version, and without the method there must be no page.
+        # Not public: requirements/app.txt keeps gradio's version, and without the method there must be no page.
         if not hasattr(upload, "async_move_resource_to_block_cache"):
-            raise ValueError("this version of gradio takes files in another way: pip install -r requirements-app.txt")
+            raise ValueError("this version of gradio takes files in another way: pip install -r requirements/app.txt")
         upload.async_move_resource_to_block_cache = uploads_only(upload.async_move_resource_to_block_cache)
         hidden = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "network"}
         inputs, outputs = [upload, name, domain, over, fov], [slider, metres, table, objects, turn, files, line]

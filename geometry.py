@@ -129,7 +129,7 @@ def argmax_resized(raw: Tensor, size: tuple[int, int]) -> Tensor:
     batch, channels, rows, columns = raw.shape
     top, bottom, y_weights, y_pixels, y_cells = _cells(rows, height)
     left, right, x_weights, x_pixels, x_cells = _cells(columns, width)
-    maps = raw.float().transpose(0, 1).reshape(channels, -1)  # (C, B * h * w), as the backward order is slower
+    maps = raw.float().transpose(0, 1).reshape(channels, -1)  # (C, B * h * w): maxima along the first axis are fast
     largest = first_of_largest(maps).view(batch, rows, columns)
     upper, lower = largest.index_select(1, top), largest.index_select(1, bottom)
     first = upper.index_select(2, left)  # (B, cells, cells), as the others
@@ -159,7 +159,7 @@ def first_of_largest(values: Tensor) -> Tensor:
     """values (C, ...) in fp32 -> `values.argmax(0)`, uint8, which by itself takes 20 times as long as a maximum.
 
     The largest values become 0 and others fall far below; the largest of these plus the channels counted backward is
-    the first of the largest. Differences below 1e-27 count as none; it is 0 where a value is NaN.
+    the first of the largest. Differences below 1e-27 count as none; it is 0 where a value is NaN or infinite.
     """
     backward = torch.arange(len(values) - 1, -1, -1, dtype=torch.float32).view(-1, *[1] * (values.ndim - 1))
     late = (values - values.amax(0)).mul_(1e30).add_(backward).amax(0)

@@ -117,23 +117,18 @@ def _text(entry: object) -> str:
     return str(getattr(entry, "value", entry))
 
 
-class ProfiledOnnx(Onnx):
-    """ONNX Runtime that writes down what each layer takes, into a file below `prefix`."""
-
-    prefix = "profile"
-
-    @classmethod
-    def session_options(cls) -> object:
-        options = super().session_options()
-        options.enable_profiling, options.profile_file_prefix = True, cls.prefix
-        return options
-
-
 def onnxruntime_layers(source: Network | Path, images: Tensor, repeats: int) -> list[Layer]:
     """The layers that ONNX Runtime ran, in order, with their median milliseconds."""
     with tempfile.TemporaryDirectory() as folder:
-        profiled = type("Profiled", (ProfiledOnnx,), {"prefix": str(Path(folder) / "profile")})
-        backend = profiled(source, torch.device("cpu"), torch.float32)
+
+        class Profiled(Onnx):
+            @classmethod
+            def session_options(cls) -> object:
+                options = super().session_options()
+                options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
+                return options
+
+        backend = Profiled(source, torch.device("cpu"), torch.float32)
         for _ in range(WARM_UP + repeats):
             backend.run(images)
         events = json.loads(Path(backend.session.end_profiling()).read_text())

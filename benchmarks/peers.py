@@ -256,10 +256,12 @@ def in_sequence(calls: Sequence[Callable[[], object]]) -> None:
 
 def cost_of(peer: Peer, size: Size) -> tuple[int, int]:
     """(parameters, multiply-adds of convolutions and matrix products)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     network = peer.make().eval()
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    # The counter knows attention on a CPU only as the matrix products that it is made of.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, *peer.size(*size)))
     return sum(item.numel() for item in network.parameters()), counter.get_total_flops() // 2
 

@@ -94,7 +94,7 @@ class TwoStages(Cells):
     those that overlap a better one by more than a half, and while it trains the losses of each frame."""
 
     one_list = True
-    no_graph = "two-stage detectors (box_layers fasterrcnn) choose by what they see what they compute next"
+    no_graph = "what two-stage detectors (box_layers fasterrcnn) compute depends on what they have found"
     most_overlap = 0.5  # networks.rcnn_head.OVERLAP
     in_cells = False
 

@@ -44,7 +44,7 @@ class Masks(Instances):
     best = "ap"
     counted = "boxes"
     directions: ClassVar = DIRECTIONS
-    no_graph = "Mask R-CNN chooses by what it sees what it computes next"
+    no_graph = "what Mask R-CNN computes depends on what it has found"
 
     layers: str = "maskrcnn"  # of the head: maskrcnn | maskrcnn_v2
     most_overlap: float = 0.5  # IoU with a better box of the class above which a box is the same thing

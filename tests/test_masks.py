@@ -412,4 +412,4 @@ def test_it_goes_through_all_commands(discs, script, tmp_path):
         own = coco_mask.decode({**thing["mask"], "counts": thing["mask"]["counts"].encode()})
         assert np.array_equal(own > 0, mask == 256 + thing["number"]) and thing["class"] == "disc"
     line = only_error_line(script("export.py", "--checkpoint", best, "--format", "openvino"))
-    assert "masks: Mask R-CNN chooses by what it sees" in line
+    assert "masks: what Mask R-CNN computes depends on what it has found" in line

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from torch import nn
 
 import benchmark
 from benchmarks import peers
-from benchmarks.peers import PEERS, InEager, InOpenVino, cost_of, measure_peers, shorter_side, square
+from benchmarks.peers import PEERS, InEager, InOpenVino, Peer, cost_of, measure_peers, shorter_side, square
 from benchmarks.timing import Options
 
 SIDE = 56  # of pictures that the networks see here: four patches of Depth Anything
@@ -33,6 +34,18 @@ def test_networks_have_the_sizes_that_are_published():
     # Published in millions: 3.8 with ADE20K's 150 classes, 24.8, 11.0 with VOC's 21.
     wanted = {"SegFormer-B0": 3.7, "Depth Anything V2 Small": 24.8, "DeepLabV3, MobileNetV3-Large": 11.0}
     assert {name: round(parameters[name] / 1e6, 1) for name in wanted} == wanted
+
+
+class Attend(nn.Module):
+    """Attention of 5 places with 8 numbers in two heads, to each other."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.new_ones(1, 2, 5, 4)
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_attention_counts():
+    assert cost_of(Peer(Attend, partial(square, SIDE), "metres", ""), (SIDE, SIDE)) == (0, 2 * 5 * 5 * 8)
 
 
 def test_sizes_at_which_authors_show_pictures():
