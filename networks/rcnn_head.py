@@ -9,7 +9,6 @@ looked at.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -24,6 +23,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 import distributed
+from networks.rcnn_recipes import MASK_SIDE, OVERLAP, RECIPES, Recipe
 
 # Of a frame: boxes (n, 4) and ignored (m, 4) in pixels, labels (n,) from 1 on. Of one with masks also masks (n, H, W),
 # and unsaid (H + 1, W + 1): how many pixels above and left of a corner nobody says anything about.
@@ -31,12 +31,10 @@ Target = dict[str, Tensor]
 TargetOf = Callable[[Tensor, Sequence[int]], Target | None]  # a frame's label and size -> target; None: nobody says
 
 MOST_BOXES = 100  # of a frame
-OVERLAP = 0.5  # IoU with a better box of its class above which a box is left out
 LEAST_SCORE = 0.05
 OF_MASKS = "masks"  # torchvision's name of them in targets and in what it finds
 OF_FOUND = ("boxes", "labels", "scores")  # what torchvision says of a frame; labels from 1 on
 LOSSES = ("objectness", "proposals", "classes", "boxes", "masks")
-MASK_SIDE = 28  # cells of a mask
 MASK_WIDTH, MASK_LAYERS = 256, 4
 IGNORED_SHARE = 0.5  # of a box without a thing: if more of it lies in an ignored box, it is no background either
 ANCHOR_SIDE = 8  # cells of its map: 32 pixels at stride 4, ..., 512 at stride 64
@@ -44,27 +42,6 @@ SIDES = (32, 64, 128, 256, 512)  # pixels
 RATIOS = (0.5, 1.0, 2.0)  # of an anchor's height to its width
 HIDDEN = 1024  # numbers that describe a region
 REGION = 7  # cells of a region's side
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What differs between torchvision's published networks."""
-
-    every_side: bool = False  # anchors of all SIDES in each map, and not of one
-    least_objectness: float = 0.0  # of a proposal
-    proposals: int = 1000  # of a picture, when it does not train
-    proposal_layers: int = 1  # 3x3
-    region_layers: int = 0  # 3x3 with batch norm, before the linear ones
-
-
-RECIPES = {
-    "fasterrcnn": Recipe(),
-    "fasterrcnn_v2": Recipe(proposal_layers=2, region_layers=4),
-    "maskrcnn": Recipe(),
-    "maskrcnn_v2": Recipe(proposal_layers=2, region_layers=4),
-    "fasterrcnn_mobile": Recipe(every_side=True, least_objectness=0.05),
-    "fasterrcnn_mobile_320": Recipe(every_side=True, least_objectness=0.05, proposals=150),
-}
 
 
 def in_ignored(boxes: Tensor, ignored: Tensor) -> Tensor:

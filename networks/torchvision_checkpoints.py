@@ -16,6 +16,7 @@ from torch import Tensor
 from config import Config, plain
 from drawing import class_palette
 from networks.darknet_files import class_names
+from networks.rcnn_recipes import OVERLAP
 
 MARKS = ("rpn.head.cls_logits.weight", "roi_heads.box_predictor.cls_score.weight")
 COCO_OUTPUTS = 91
@@ -25,7 +26,6 @@ EPSILON = 1e-5  # of our batch norm
 NORM = ("weight", "bias", "running_mean", "running_var")
 RESNETS = {(6, True): "resnet50", (23, True): "resnet101", (36, True): "resnet152", (6, False): "resnet34",
            (2, False): "resnet18"}  # fmt: skip
-OVERLAP = 0.5  # of suppression
 
 
 def torchvision_state(content: object) -> Mapping[str, object] | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import loss
 from config import TWO_STAGES, Config
 from networks.box_head import FIRST_CLASS, BoxHead
+from networks.rcnn_recipes import OVERLAP, RECIPES
 from networks.yolo_head import YoloHead
 from tasks.box_loss import box_loss, unknown, weight_of
 from tasks.box_selection import best_of, candidates, select_boxes
@@ -95,7 +96,7 @@ class TwoStages(Cells):
 
     one_list = True
     no_graph = "what two-stage detectors (box_layers fasterrcnn) compute depends on what they have found"
-    most_overlap = 0.5  # networks.rcnn_head.OVERLAP
+    most_overlap = OVERLAP
     in_cells = False
 
     def levels(self, strides: Sequence[int], own_maps: int) -> tuple[int, ...]:
@@ -104,7 +105,7 @@ class TwoStages(Cells):
     def head(
         self, channels: Sequence[int], strides: Sequence[int], classes: int, spare: int, config: Config
     ) -> nn.Module:
-        from networks.rcnn_head import RECIPES, RcnnHead  # not above: torchvision takes a second to load
+        from networks.rcnn_head import RcnnHead  # not above: torchvision takes a second to load
 
         return RcnnHead(channels, strides, classes, frame_target, spare, RECIPES[self.layers])
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-MASK_SIDE = 28  # cells
+from networks.rcnn_recipes import MASK_SIDE
+
 LEAST = 0.5
 LEAST_LEFT = 0.5  # of a mask, beside better ones
 # Columns of a detection: x1, y1, x2, y2 in pixels, score, class, distance, height and width of the frame, then cells.

@@ -17,6 +17,7 @@ from config import Config
 from drawing import class_palette
 from geometry import Pixels
 from metrics import Protocol
+from networks.rcnn_recipes import MASK_SIDE, OVERLAP, RECIPES
 from tasks.base import Size, Task, check_choice
 from tasks.box_distance import quantile
 from tasks.box_kinds import TwoStages, merged, mirrored
@@ -26,7 +27,7 @@ from tasks.instance_files import DIVISOR, VOID
 from tasks.instance_records import record_of
 from tasks.instances import Instances
 from tasks.mask_metrics import DIRECTIONS, MaskMetrics, mask_target
-from tasks.mask_pasting import CELLS, HEIGHT, LEAST, MASK_SIDE, WIDTH, as_maps
+from tasks.mask_pasting import CELLS, HEIGHT, LEAST, WIDTH, as_maps
 
 LAYERS = ("maskrcnn", "maskrcnn_v2")
 ROWS = 6 + MASK_SIDE**2  # columns of raw output: corners in shares of the frame, score, class, cells
@@ -47,7 +48,7 @@ class Masks(Instances):
     no_graph = "what Mask R-CNN computes depends on what it has found"
 
     layers: str = "maskrcnn"  # of the head: maskrcnn | maskrcnn_v2
-    most_overlap: float = 0.5  # IoU with a better box of the class above which a box is the same thing
+    most_overlap: float = OVERLAP  # IoU with a better box of the class above which a box is the same thing
     spare: int = 0  # outputs of the head after those of the classes, which stand for nothing
 
     # ------------------------------------------------------------------------------ a data set's files
@@ -68,7 +69,7 @@ class Masks(Instances):
             raise ValueError(
                 f"spare is {self.spare}, stuff has {len(self.stuff)} names; it must be 0..{NO_CLASS}, and 0"
             )
-        for name, most in (("most_overlap", TwoStages.most_overlap), ("least_score", 1)):
+        for name, most in (("most_overlap", OVERLAP), ("least_score", 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name):g}; it must be in 0..{most:g}")
 
@@ -83,8 +84,8 @@ class Masks(Instances):
         return self
 
     def with_thresholds(self, score: float | None, overlap: float | None) -> Masks:
-        if overlap is not None and overlap > TwoStages.most_overlap:
-            raise ValueError(f"--overlap: {self.layers} takes at most {TwoStages.most_overlap:g}")
+        if overlap is not None and overlap > OVERLAP:
+            raise ValueError(f"--overlap: {self.layers} takes at most {OVERLAP:g}")
         given = {"least_score": score, "most_overlap": overlap}
         return dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
 
@@ -94,7 +95,7 @@ class Masks(Instances):
         return tuple(range(len(strides)))
 
     def head(self, channels: Sequence[int], strides: Sequence[int], config: Config) -> nn.Module:
-        from networks.rcnn_head import RECIPES, RcnnHead  # not above: torchvision takes a second to load
+        from networks.rcnn_head import RcnnHead  # not above: torchvision takes a second to load
 
         recipe = RECIPES[self.layers]
         return RcnnHead(channels, strides, len(self.classes), mask_target, self.spare, recipe, masks=True)

@@ -28,10 +28,11 @@ from metrics import Protocol
 from model import Network, build_network, predict_batch
 from networks import rcnn_head
 from networks.rcnn_head import unsaid_share
+from networks.rcnn_recipes import MASK_SIDE
 from tasks import Depth, Masks
 from tasks.instance_files import PART, VOID
 from tasks.mask_metrics import MaskMetrics, mask_target
-from tasks.mask_pasting import CELLS, MASK_SIDE, as_maps, paste
+from tasks.mask_pasting import CELLS, as_maps, paste
 from tasks.masks import ROWS
 from training.optimizer import build_optimizer
 

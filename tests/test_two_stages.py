@@ -267,7 +267,9 @@ def test_it_runs_in_pytorch_alone():
     network = network_of(depth=Depth()).eval()
     assert open_backend(network, "auto").name == "eager"
     for name in ("compile", "openvino"):
-        with pytest.raises(ValueError, match=f"--backend {name}: boxes: two-stage detectors .* eager alone runs it"):
+        with pytest.raises(
+            ValueError, match=f"--backend {name}: boxes: what two-stage detectors .* eager alone runs it"
+        ):
             open_backend(network, name)
     half = open_backend(network, "eager", precision="bf16")
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
@@ -331,8 +333,10 @@ def test_it_goes_through_all_commands(squares, script, tmp_path):
     objects = json.loads((out / "0_objects.json").read_text())["objects"]
     assert objects and {item["class"] for item in objects} == {"square"}
     line = only_error_line(script("inference.py", "--checkpoint", best, "--input", photo, "--backend", "onnxruntime"))
-    assert line.startswith("error: --backend onnxruntime: boxes: two-stage detectors (box_layers fasterrcnn) choose")
+    assert line.startswith(
+        "error: --backend onnxruntime: boxes: what two-stage detectors (box_layers fasterrcnn) compute"
+    )
     line = only_error_line(script("export.py", "--checkpoint", best, "--format", "onnx"))
-    assert "boxes: two-stage detectors" in line and line.endswith("--format safetensors run in PyTorch")
+    assert "boxes: what two-stage detectors" in line and line.endswith("--format safetensors run in PyTorch")
     done = script("export.py", "--checkpoint", best, "--format", "safetensors", "--images", photo)
     assert done.returncode == 0 and (tmp_path / "run/best.safetensors").is_file(), done.stderr
