@@ -139,9 +139,9 @@ class Peer:
 
 
 PEERS = {
-    "SegFormer-B0": Peer(segformer, partial(square, 512), "classes", "37.4 % mIoU on ADE20K"),
+    "SegFormer-B0": Peer(segformer, partial(square, 512), "classes", "of ADE20K: in arXiv 2105.15203"),
     "Depth Anything V2 Small": Peer(
-        depth_anything, partial(shorter_side, 518, PATCH), "metres", "delta1 0.973 on NYUDv2, up to scale and shift"
+        depth_anything, partial(shorter_side, 518, PATCH), "metres", "up to scale and shift: in arXiv 2406.09414"
     ),
     "DeepLabV3, MobileNetV3-Large": Peer(
         deeplab, partial(shorter_side, 520, 1), "classes", "60.3 % mIoU on COCO, VOC's 21 classes"
