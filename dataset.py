@@ -222,7 +222,7 @@ def class_frequencies(frames: Frames, task: Task) -> np.ndarray:
     if counts.shape == (0,):
         return counts
     if not counts.any():
-        raise ValueError(f"class_weights: {frames.folder.root} has no labeled pixel")
+        raise ValueError(f"{frames.folder.root}: no pixel has a class, so that no class has a frequency ({task.name})")
     return counts / counts.sum()
 
 

@@ -8,6 +8,7 @@
     python export.py --checkpoint C --format safetensors                 # the weights and settings, as others read them
     python export.py --checkpoint C --format safetensors --half          # the same in half the bytes
     python export.py --checkpoint C --average D --format safetensors     # of the mean of both trainings' weights
+    python export.py --checkpoint C --balance 0.3 --format safetensors   # rare classes are found more often
     python export.py --checkpoint C --format darknet                     # .weights, .cfg, .names; encoder darknet alone
 
 The graph takes uint8 RGB (B, H, W, 3) and gives class ids, metres, ... at the size of the image: pre-processing and
@@ -45,13 +46,13 @@ from model import LEAST_SIDE, Network, load_network, mixed_domains, tasks_of
 from networks.checkpoints import CFG_HELP, DEFAULT_CHECKPOINT, file_sha256, pick_checkpoint
 from tasks import Task
 from training.average import average_with
+from training.balance import balance_classes
 from training.evaluation import Settings, evaluate_folder, pick_tasks
 from user_input.flags import Parser, fraction, number, positive_int, refuse, width_and_height
 from utils import run, setup_cpu
 
 CHECKED_PICTURES = 8
 GRAPH_OPTIONS = ("size", "batch", "input", "outputs", "domain")
-INT8_OPTIONS = ("frames", "data")
 
 
 # ---------------------------------------------------------------------------------------------- pictures
@@ -94,10 +95,15 @@ def prove(
     return failed
 
 
+def evaluation_settings(network: Network) -> Settings:
+    """As the network was trained, on this processor."""
+    return Settings(network.config, torch.device("cpu"), Protocol(), (1.0,), False)
+
+
 def compare_metrics(network: Network, backend: Backend, root: str, path: Path) -> None:
     """Prints the deciding metric of each task on the validation frames for the checkpoint and for the file."""
     folder, split = read_folder(root), network.config.val_split
-    settings = Settings(network.config, torch.device("cpu"), Protocol(), (1.0,), False)
+    settings = evaluation_settings(network)
     tasks = pick_tasks(network, folder, path)
     # The section says what predictions mean: classes, range. Settings of the training, such as weights, may differ.
     other = [name for name, task in tasks.items() if backend.tasks[name].section() != task.section()]
@@ -123,12 +129,13 @@ def make_parser() -> Parser:
     parser.add_argument("--checkpoint", metavar="FILE", help=DEFAULT_CHECKPOINT)
     parser.add_argument("--cfg", default="", metavar="FILE", help=CFG_HELP)
     parser.add_argument(
-        "--average",
-        nargs="+",
-        default=(),
-        metavar="FILE",
+        "--average", nargs="+", default=(), metavar="FILE",
         help="checkpoints of the same network: the mean of all weights",
-    )
+    )  # fmt: skip
+    parser.add_argument(
+        "--balance", type=fraction, default=0.0, metavar="0..1",
+        help="find classes that are rare in the training frames of --data more often; default: 0, not at all",
+    )  # fmt: skip
     parser.add_argument("--format", default="onnx", choices=tuple(FORMATS))
     parser.add_argument("--output", metavar="FILE", help="default: beside the checkpoint")
     parser.add_argument(
@@ -146,7 +153,7 @@ def make_parser() -> Parser:
     parser.add_argument("--int8", action="store_true", help="quantize; calibrated on the training frames of --data")
     parser.add_argument("--half", action="store_true", help="of safetensors: weights in fp16, half the bytes")
     parser.add_argument("--frames", type=positive_int, default=128, help="of --int8; default: 128")
-    parser.add_argument("--data", metavar="FOLDER", help="of --int8; default: those of the training")
+    parser.add_argument("--data", metavar="FOLDER", help="of --int8 and --balance; default: those of the training")
     parser.add_argument(
         "--images", metavar="IMAGE|FOLDER", help=f"to check the file on; default: {SAMPLE}, of --int8 validation frames"
     )
@@ -166,7 +173,9 @@ def check_options(parser: Parser, arguments: argparse.Namespace) -> None:
     if arguments.int8 and arguments.format not in ("onnx", "openvino"):
         raise ValueError(f"--int8 goes with --format onnx or openvino, not {arguments.format}")
     if not arguments.int8:
-        refuse(parser, arguments, INT8_OPTIONS, "is of --int8")
+        refuse(parser, arguments, ("frames",), "is of --int8")
+    if not arguments.int8 and not arguments.balance:
+        refuse(parser, arguments, ("data",), "is of --int8 and --balance")
 
 
 def output_path(arguments: argparse.Namespace, checkpoint: Path, suffix: str) -> Path:
@@ -191,6 +200,11 @@ def main() -> None:
     output = output_path(arguments, path, suffix)
     network = load_network(path, arguments.cfg)
     average_with(network, {Path(other): load_network(other, arguments.cfg) for other in arguments.average})
+    folders = [arguments.data] if arguments.data else list(network.config.data)
+    if arguments.balance:
+        if len(folders) != 1:
+            raise ValueError(f"--balance: {path} was trained on {', '.join(folders)}; --data says whose classes count")
+        balance_classes(network, read_folder(folders[0]), path, evaluation_settings(network), arguments.balance)
     tasks = tasks_of(network, arguments.domain, path)
     if warning := mixed_domains(network, arguments.domain):
         print(f"warning: {warning}", file=sys.stderr)
@@ -198,7 +212,6 @@ def main() -> None:
     signature = make_signature(
         network, tasks, arguments.input == "bytes", arguments.outputs == "units", arguments.size, batch, arguments.int8
     )
-    folders = [arguments.data] if arguments.data else list(network.config.data)
     calibration: list[Tensor] = []
     if arguments.int8:
         calibration = calibration_images(folders, network.config.train_split, arguments.frames, signature)

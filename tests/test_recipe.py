@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import only_error_line
 
 from config import Config, make_config
+from folders import read_folder, read_list
+from images import read_label
 from model import Network, build_network, count_cost, load_network
+from networks.checkpoints import read_checkpoint, save_checkpoint
 from networks.decoders import Attention, Head, SeparableHead
 from tasks import Depth, Segmentation
 from training.average import average_with
+from training.balance import last_layer, move_logits
 from training.resume import start_from
 
 TASKS = {"segmentation": Segmentation(classes=("a", "b"), colors=((0, 0, 0), (9, 9, 9))), "depth": Depth()}
@@ -215,3 +221,58 @@ def test_networks_of_other_classes_have_no_mean():
     other = build_network(make_config(SMALL, "test"), {"depth": Depth()}).eval()
     with pytest.raises(ValueError, match="its tasks are depth, not segmentation, depth"):
         average_with(small(), {Path("other.pt"): other})
+
+
+# ---------------------------------------------------------------------------------------------- balanced classes
+
+
+def test_moved_logits_are_those_of_rarer_classes():
+    logits = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
+    frequencies = np.array([0.6, 0.3, 0.1, 0.0])
+    bias = torch.zeros(5)
+    move_logits(bias, torch.tensor([4, 1, 2, 0]), frequencies, 0.5)  # output 3 is another data set's
+    moved = (logits + bias).softmax(1)
+    expected = logits.softmax(1) / torch.tensor([1.0, 0.3, 0.1, 1.0, 0.6]).sqrt()
+    assert torch.allclose(moved, expected / expected.sum(1, keepdim=True), atol=1e-6)
+
+
+def test_export_balances_the_classes_of_the_training_frames(trained, script, tmp_path):
+    checkpoint, output = trained / "best.pt", tmp_path / "net.safetensors"
+    options = ("--checkpoint", checkpoint, "--format", "safetensors", "--output", output)
+    done = script("export.py", *options, "--balance", 0.5)
+    assert done.returncode == 0, done.stdout + done.stderr
+    before, after = load_network(checkpoint), load_network(output)
+    folder = read_folder(next(iter(before.config.data)))
+    masks = [read_label(frame.labels["segmentation"]).flatten() for frame in read_list(folder, "train")]
+    counts = np.bincount(np.concatenate(masks), minlength=256)[:40]
+    change = torch.tensor([-0.5 * math.log(count / counts.sum()) if count else 0.0 for count in counts])
+    for name, value in before.state_dict().items():
+        moved = after.state_dict()[name] - value
+        expected = change if name == "heads.segmentation.2.bias" else torch.zeros(())
+        assert torch.allclose(moved.float(), expected.float(), atol=1e-5), name
+    assert 5 < int((change > 0).sum()) < 40, "classes with and without labels"
+    done = script("export.py", *options)
+    assert done.returncode == 0 and torch.equal(
+        load_network(output).heads["segmentation"][2].bias, before.heads["segmentation"][2].bias
+    )
+
+
+def test_what_cannot_be_balanced_is_one_line(trained, script, tmp_path):
+    output = tmp_path / "net.safetensors"
+    options = ("--checkpoint", trained / "best.pt", "--format", "safetensors", "--output", output)
+    line = only_error_line(script("export.py", *options, "--data", "anywhere"))
+    assert line == "error: --data is of --int8 and --balance"
+    line = only_error_line(script("export.py", *options, "--balance", 1.5))
+    assert "--balance" in line and "1.5" in line
+    content = read_checkpoint(trained / "best.pt")
+    content["config"]["data"] = {**content["config"]["data"], "dataset/other": 1.0}
+    save_checkpoint(tmp_path / "two.pt", content)
+    line = only_error_line(script("export.py", "--checkpoint", tmp_path / "two.pt", *options[2:], "--balance", 0.5))
+    assert "two.pt was trained on " in line and line.endswith("--data says whose classes count")
+    assert not output.exists()
+
+
+def test_a_head_without_a_bias_is_not_balanced():
+    assert last_layer(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1, bias=False))) is None
+    head = small().heads["segmentation"]
+    assert last_layer(head) is head[2]
