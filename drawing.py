@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -147,29 +148,37 @@ def side_by_side(panels: Sequence[Panel], lines: int = 0) -> np.ndarray:
     """
     height, width = panels[0][1].shape[:2]
     size = max(10, round(min(width / 28, height / 12)))
+    captions = [caption(width, size, title, tuple(legend)) for title, _, legend in panels]
+    strip = round(1.5 * size) * lines + size // 4 if lines else max(len(drawn) for drawn in captions)
+    sheet = np.full((height + strip, width * len(panels), 3), 255, np.uint8)
+    for column, ((_, picture, _), drawn) in enumerate(zip(panels, captions, strict=True)):
+        place = slice(column * width, (column + 1) * width)
+        sheet[:height, place] = picture
+        sheet[height : height + len(drawn), place] = drawn[:strip]
+    return sheet
+
+
+@lru_cache(maxsize=16)  # the frames of a video often have the same
+def caption(width: int, size: int, title: str, legend: Sequence[tuple[str, tuple[int, int, int]]]) -> np.ndarray:
+    """The text below a panel, in letters of `size` pixels -> (as high as it needs, width, 3) uint8, not to be changed."""
     font = ImageFont.load_default(size)
     line, margin = round(1.5 * size), size // 2
-    drawings = []  # per panel: (x, y, text, color of its box or None)
-    for title, _, legend in panels:
-        x, y = margin, margin // 2
-        drawing = [(x, y, title, None)]
-        x += round(font.getlength(title)) + size
-        for text, color in legend:
-            needed = round(font.getlength(text)) + size + margin
-            if x + needed > width:
-                x, y = margin, y + line
-            drawing.append((x, y, text, color))
-            x += needed + margin
-        drawings.append(drawing)
-    strip = (lines * line if lines else max(drawing[-1][1] for drawing in drawings) + line) + margin // 2
-    sheet = Image.new("RGB", (width * len(panels), height + strip), "white")
+    x, y = margin, margin // 2
+    drawing = [(x, y, title, None)]  # x, y, text, color of its box or None
+    x += round(font.getlength(title)) + size
+    for text, color in legend:
+        needed = round(font.getlength(text)) + size + margin
+        if x + needed > width:
+            x, y = margin, y + line
+        drawing.append((x, y, text, color))
+        x += needed + margin
+    sheet = Image.new("RGB", (width, y + line + margin // 2), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, ((_, picture, _), drawing) in enumerate(zip(panels, drawings, strict=True)):
-        sheet.paste(Image.fromarray(picture), (column * width, 0))
-        for x, y, text, color in drawing:
-            left, top = column * width + x, height + y
-            if color is not None:
-                draw.rectangle((left, top + size // 4, left + size, top + size // 4 + size), fill=color, outline="gray")
-                left += size + margin
-            draw.text((left, top), text, fill="black", font=font)
-    return np.array(sheet)
+    for left, top, text, color in drawing:
+        if color is not None:
+            draw.rectangle((left, top + size // 4, left + size, top + size // 4 + size), fill=color, outline="gray")
+            left += size + margin
+        draw.text((left, top), text, fill="black", font=font)
+    drawn = np.array(sheet)
+    drawn.setflags(write=False)
+    return drawn
