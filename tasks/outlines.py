@@ -51,12 +51,12 @@ def _corners(polygon: object, number: int, size: Size) -> np.ndarray:
         raise ValueError(f"{where} has {len(polygon):,} numbers; it takes x and y of at least 3 corners")
     height, width = size
     for place, value in enumerate(polygon):
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not -math.inf < value < math.inf:
             raise ValueError(f"{where}: {'xy'[place % 2]} is {value!r:.{SHOWN}}; it takes a finite number")
         side = height if place % 2 else width
         if not -side <= value <= 2 * side:  # also what would take very long to draw
             far = f"farther than a side outside of the picture of {width}x{height}"
-            raise ValueError(f"{where}: {'xy'[place % 2]} is {value:g}, {far}")
+            raise ValueError(f"{where}: {'xy'[place % 2]} is {value!r:.{SHOWN}}, {far}")
     return np.array(polygon, np.float64).reshape(-1, 2)
 
 
