@@ -73,6 +73,16 @@ def write_coco(
     return root
 
 
+def write_set(root: Path, label: np.ndarray, section: dict[str, object], name: str, **other: object) -> Path:
+    """A data set of one frame, whose label file is `name`; `other` of dataset.yaml."""
+    write_png(root / "rgb/a.png", np.full((*label.shape[:2], 3), 128, np.uint8))
+    write_png(root / name, label)
+    (root / "train.txt").write_text(f"rgb/a.png\t{name}\n")
+    described = {"splits": {"train": "train.txt"}, "columns": ["image", "instances"], "instances": section}
+    (root / "dataset.yaml").write_text(yaml.safe_dump(described | other))
+    return root
+
+
 def frames_of(root: Path, *tasks: str, train: bool = False, **settings: object) -> Frames:
     folder, config = read_folder(root), Config(tasks=tasks, **settings)
     return Frames(folder, read_list(folder, "train"), make_tasks(folder, config), config, train)
