@@ -126,5 +126,8 @@ def numbers_of(pixels: np.ndarray, png: Path) -> np.ndarray:
             f"{png}: a panoptic PNG has ids as colors, 8 bits of red, green and blue; this file has shape "
             f"{pixels.shape}, {pixels.dtype}"
         )
-    red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
-    return red + 256 * green + 65536 * blue
+    ids = pixels[..., 2].astype(np.int32)
+    for channel in (1, 0):
+        ids *= 256
+        ids += pixels[..., channel]
+    return ids

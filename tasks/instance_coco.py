@@ -11,14 +11,13 @@ import numpy as np
 
 from tasks.coco_json import annotations_of, open_coco, open_json
 from tasks.instance_files import PART, VOID
-from tasks.outlines import box_runs, paint, runs_of, united
+from tasks.outlines import MOST_RUNS, box_runs, paint, runs_of, united
 from tasks.stored_boxes import Size, StoredBoxes, class_index
 from user_input.file_cache import FileCache
 from user_input.json_stream import JsonStream
 from user_input.values import ManyErrors
 
-MOST_BYTES = 2**25  # of the json, about one picture
-MOST_RUNS = 2**23  # of all things of a picture
+MOST_BYTES = 2**24  # of the json, about one picture
 LOOKED_AT = 1000  # annotations of a file, to see whether it has outlines
 MOST_FILES = 20  # that are looked at
 KEPT_FILES = 64

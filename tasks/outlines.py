@@ -16,6 +16,7 @@ Size = tuple[int, int]  # height, width
 
 FINE = 5  # steps of a side of a pixel: polygons are drawn as pycocotools does
 MOST_STEPS = 2**21  # of a polygon's length: 400,000 pixels
+MOST_RUNS = 2**23  # of all things of a picture
 SHOWN = 40
 
 
@@ -25,7 +26,13 @@ def runs_of(segmentation: object, size: Size) -> np.ndarray:
         return _runs_of_counts(segmentation, size)
     if not isinstance(segmentation, list):
         raise ValueError(f"segmentation is {segmentation!r:.{SHOWN}}; it takes polygons or run lengths")
-    return united([polygon_runs(_corners(item, number, size), size) for number, item in enumerate(segmentation)])
+    parts, count = [], 0
+    for number, polygon in enumerate(segmentation):
+        parts.append(polygon_runs(_corners(polygon, number, size), size))
+        count += len(parts[-1])
+        if count > MOST_RUNS:
+            raise ValueError(f"segmentation: more than {MOST_RUNS:,} runs of pixels, the most that are read")
+    return united(parts)
 
 
 def _runs_of_counts(entry: dict[str, object], size: Size) -> np.ndarray:

@@ -143,6 +143,9 @@ def test_lengths_are_limited(monkeypatch):
     zigzag = np.tile([[0.0, 0.0], [500.0, 400.0]], (5000, 1))
     with pytest.raises(ValueError, match=r"an outline of \d,\d\d\d,\d\d\d pixels; at most 419,430 are read"):
         polygon_runs(zigzag, (400, 500))
-    monkeypatch.setattr(outlines, "MOST_STEPS", 10**9)
-    assert polygon_runs(zigzag[:100], (400, 500)).shape[1] == 2
+    many = [[0, 0, 5, 0, 5, 4]] * 30
+    assert runs_of(many, SIZE).shape == (5, 2)
+    monkeypatch.setattr(outlines, "MOST_RUNS", 100)
+    with pytest.raises(ValueError, match="segmentation: more than 100 runs of pixels"):
+        runs_of(many, SIZE)
     assert rle.MOST_LETTERS * 5 > 26, "runs of the largest picture fit"
