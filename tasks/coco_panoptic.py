@@ -74,7 +74,7 @@ class PanopticFile:
         found: dict[int, tuple[object, bool]] = {}
         for place in range(self.first[index], self.first[index + 1]):
             if self.id[place] in found:
-                raise ValueError(f"{self.path}: {self.names[index]}: two segments have the id {self.id[place]}")
+                raise ValueError(f"{self.path}: {self.names[index]!r:.80}: two segments have the id {self.id[place]}")
             found[self.id[place]] = (kinds[self.kind[place]], bool(self.crowd[place]))
         return found
 

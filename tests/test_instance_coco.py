@@ -164,7 +164,8 @@ def test_what_is_read_about_a_frame_is_limited(tmp_path, monkeypatch, limit, mes
 def test_a_file_that_changes_while_it_is_read(tmp_path):
     root = write_coco(tmp_path, SIZE, annotation(rectangle(0, 0, 3, 3)))
     file = open_coco(root / "all.json")
-    for content in (b"", b"[1]" * 500):
+    first, length = file.span[0].tolist()
+    for content in (b"", b"[1]" * 500, b" " * first + b"[1]".ljust(length)):
         (root / "all.json").write_bytes(content)
         with (
             (root / "all.json").open("rb") as changed,

@@ -157,7 +157,7 @@ def changed(**other: object) -> dict[str, object]:
         (IDS, listed(categories=[*CATEGORIES[:3], {"id": 193, "name": "x", "isthing": 1}]), "number 256 .* class 'x'"),
         (IDS, listed(categories=[{**CATEGORIES[0], "isthing": 0}, *CATEGORIES[1:]]), "'cat' is stuff there, and a th"),
         (IDS, listed(name="b.png"), r"panoptic_train\.json: none of its 1 images is .*a\.png"),
-        (IDS, listed([changed(), changed()]), r"json: a\.png: two segments have the id 7"),
+        (IDS, listed([changed(), changed()]), r"json: 'a\.png': two segments have the id 7"),
         (IDS, listed([changed(id=2**24)]), r"json:1: annotations\[0\]: segments_info\[0\]: id is 16777216; it takes"),
         (IDS, listed([changed(id=0)]), r"segments_info\[0\]: id is 0; it takes a whole number of 1\.\.16777215"),
         (IDS, listed([changed(id=True)]), "id is True"),
