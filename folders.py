@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,6 +58,10 @@ class Folder:
             if kind.derived_from in self.sections and not (kind.needs_camera and not self.camera)
         }
 
+    def column_of(self, task: str) -> str:
+        """The column that names the files with labels of a task: its own, or that of another; "" = there is none."""
+        return next((name for name in (task, *TASKS[task].shares_files) if name in self.columns), "")
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -104,7 +110,6 @@ def read_folder(path: str | Path, teacher_labels: str = "") -> Folder:
     sections = {
         task: TASKS[task].read_section(values.get(task) or {}, f"{where}: {task}", root) for task in columns[1:]
     }
-    sections |= shared_sections(sections, values, where)
     camera = convert(values.get("camera") or {}, dict[str, float], f"{where}: camera")
     name = str(values.get("name") or root.resolve().name)
     if "/" in name:
@@ -119,23 +124,33 @@ def read_folder(path: str | Path, teacher_labels: str = "") -> Folder:
         file = root / teacher_labels / task / TEACHER_FILE
         if file.is_file():
             taught[task] = TASKS[task].read_section(read_yaml(file).get("section") or {}, f"{file}: section", root)
-    return Folder(root, name, splits, columns, sections, camera, str(values.get("poses") or ""), taught, layout)
+    folder = Folder(root, name, splits, columns, sections, camera, str(values.get("poses") or ""), taught, layout)
+    return dataclasses.replace(folder, sections=sections | shared_sections(folder, values, where))
 
 
-def shared_sections(
-    sections: Mapping[str, Mapping[str, object]], values: Mapping[str, object], where: str
-) -> dict[str, dict[str, object]]:
+def shared_sections(folder: Folder, values: Mapping[str, object], where: str) -> dict[str, dict[str, object]]:
     """The sections of tasks without a column whose labels stand in another task's files. `values` of dataset.yaml."""
     found = {}
     for task, kind in TASKS.items():
-        if task in sections or kind.shares_files not in sections:
+        column = folder.column_of(task)
+        if column in ("", task):
             continue
         own, place = values.get(task) or {}, f"{where}: {task}"
         check_keys(own, set(own) if isinstance(own, Mapping) else set(), place)
-        section = kind.section_within(sections[kind.shares_files], own, place)
-        if section is not None:
+        section = kind.section_within(folder.sections[column], own, place)
+        if section is not None and (own or kind.labels_in(label_files(folder, column), section)):
             found[task] = section
     return found
+
+
+def label_files(folder: Folder, column: str) -> Iterator[Path]:
+    """The files of a column, split after split, as far as the list files can be read."""
+    for split in folder.splits:
+        with contextlib.suppress(OSError, ValueError):
+            for where, line in list_lines(folder, split):
+                labels = parse_line(folder, where, line).labels
+                if column in labels:
+                    yield labels[column]
 
 
 def teacher_file(folder: Folder, image: Path, teacher_labels: str, task: str) -> Path:
@@ -205,7 +220,7 @@ def parse_line(folder: Folder, where: str, line: str) -> Frame:
     image, *labels = (folder.root / cell for cell in cells)
     named = zip(folder.columns[1:], cells[1:], labels, strict=True)
     found = {column: file for column, cell, file in named if cell != "-"}
-    shared = {task: TASKS[task].shares_files for task in folder.sections if task not in folder.columns}
+    shared = {task: folder.column_of(task) for task in folder.sections if task not in folder.columns}
     return Frame(image, found | {task: found[of] for task, of in shared.items() if of in found}, where)
 
 

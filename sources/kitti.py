@@ -14,36 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from sources.archives import Member, Pair, Source, check_depth, refuse_unpaired, write_classes, write_data_set
+from tasks.cityscapes import CITYSCAPES, LAST_ID
 from user_input.flags import Parser, positive_int, refuse
 from utils import refuse_existing
 
 SEMANTICS_URL = "https://www.cvlibs.net/datasets/kitti/eval_semseg.php?benchmark=semantics2015"
 DEPTH_URL = "https://www.cvlibs.net/datasets/kitti/eval_depth.php?benchmark=depth_prediction"
 
-# The masks hold the label ids of Cityscapes. Names, ids and colors, in the order of its train ids:
-# cityscapesScripts, cityscapesscripts/helpers/labels.py.
-CITYSCAPES: dict[str, tuple[int, tuple[int, int, int]]] = {
-    "road": (7, (128, 64, 128)),
-    "sidewalk": (8, (244, 35, 232)),
-    "building": (11, (70, 70, 70)),
-    "wall": (12, (102, 102, 156)),
-    "fence": (13, (190, 153, 153)),
-    "pole": (17, (153, 153, 153)),
-    "traffic_light": (19, (250, 170, 30)),
-    "traffic_sign": (20, (220, 220, 0)),
-    "vegetation": (21, (107, 142, 35)),
-    "terrain": (22, (152, 251, 152)),
-    "sky": (23, (70, 130, 180)),
-    "person": (24, (220, 20, 60)),
-    "rider": (25, (255, 0, 0)),
-    "car": (26, (0, 0, 142)),
-    "truck": (27, (0, 0, 70)),
-    "bus": (28, (0, 60, 100)),
-    "train": (31, (0, 80, 100)),
-    "motorcycle": (32, (0, 0, 230)),
-    "bicycle": (33, (119, 11, 32)),
-}
-LAST_ID = 33  # 255 stands for the license plates' -1; the benchmark leaves out all ids that are not above
+# The masks hold the label ids of Cityscapes. 255 stands for the license plates' -1; the benchmark leaves out all ids
+# that are not in CITYSCAPES.
 # The categories of labels.py, "object" (poles, lights, signs) being part of "construction". Each has the color of
 # its first class.
 SIX = {

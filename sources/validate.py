@@ -97,6 +97,9 @@ def check_frame(frame: Frame, folder: Folder, tasks: Mapping[str, Task]) -> Find
     for name, task in tasks.items():
         if name not in frame.labels:
             continue
+        column = folder.column_of(name)
+        if column != name and column not in found.surveys:  # what is wrong with the file has been said
+            continue
         path, section = frame.labels[name], folder.sections[name]
         stored = decoded("label", task.open, path, section, frame.image)
         if stored is None:
@@ -118,6 +121,16 @@ def check_frame(frame: Frame, folder: Folder, tasks: Mapping[str, Task]) -> Find
         found.surveys[name] = task.survey(label, section)
     found.read = frozenset(found.surveys)
     return found
+
+
+def checked_tasks(folder: Folder) -> tuple[str, ...]:
+    """The tasks with a column, and those whose labels follow from another's files, if they differ."""
+    columns = folder.columns[1:]
+    shown = {name: folder.sections[name] for name in columns}
+    for name, section in folder.sections.items():
+        if section not in shown.values():
+            shown[name] = section
+    return tuple(shown)
 
 
 def check_frames(
@@ -235,7 +248,7 @@ def check_folder(path: Path, split: str | None = None, picture: Path | None = No
     if split is not None and split not in folder.splits:
         hint = near(split, folder.splits)
         raise ValueError(f"--split: {path} has no split {split!r}{hint}; it has: {', '.join(folder.splits)}")
-    names = folder.columns[1:]  # each file once
+    names = checked_tasks(folder)
     tasks = make_tasks(folder, Config(tasks=names)) if names else {}
     found: dict[str, list[Findings]] = {}
     sums: dict[str, dict[str, np.ndarray]] = {}

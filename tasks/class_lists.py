@@ -35,6 +35,17 @@ CLASS_LISTS = {
         "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear",
         "hair drier", "toothbrush",
     ),
+    # Kirillov et al., CVPR 2019: the stuff of COCO panoptic, in the order of its ids, 92 to 200.
+    "coco53": tuple(
+        (
+            "banner blanket bridge cardboard counter curtain door-stuff floor-wood flower fruit gravel house light "
+            "mirror-stuff net pillow platform playingfield railroad river road roof sand sea shelf snow stairs tent "
+            "towel wall-brick wall-stone wall-tile wall-wood water-other window-blind window-other tree-merged "
+            "fence-merged ceiling-merged sky-other-merged cabinet-merged table-merged floor-other-merged "
+            "pavement-merged mountain-merged grass-merged dirt-merged paper-merged food-other-merged "
+            "building-other-merged rock-merged wall-other-merged rug-merged"
+        ).split()
+    ),
 }  # fmt: skip
 
 # Other names of classes: those of VOC and of darknet's coco.names -> those of COCO.

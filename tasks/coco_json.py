@@ -1,22 +1,24 @@
-"""COCO json: the boxes of many pictures in one file, which is read value by value and kept as columns of numbers.
+"""COCO json: the things of many pictures in one file, which is read value by value and kept as columns of numbers.
 
-The 448 MB of instances_train2017.json become some 50 MB. Each process reads a file once, and again when it has changed.
+The 448 MB of instances_train2017.json become some 60 MB: outlines stay in the file, and are read when they are wanted.
+Each process reads a file once, and again when it has changed.
 """
 
 from __future__ import annotations
 
+import codecs
+import json
 import os
-import threading
 from array import array
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 
 from tasks.stored_boxes import StoredBoxes
+from user_input.file_cache import FileCache
 from user_input.json_stream import JsonStream
 
 MOST_FILE_BYTES = 2**32
@@ -47,6 +49,7 @@ class CocoFile:
     kind: array | np.ndarray = field(default_factory=lambda: array("i"))
     crowd: array | np.ndarray = field(default_factory=lambda: array("b"))
     number: array | np.ndarray = field(default_factory=lambda: array("i"))  # in the list of annotations, from 0
+    span: array | np.ndarray = field(default_factory=lambda: array("q"))  # first byte and length in the file, of all
     fault_count: int = 0
 
     def index(self, image_id: object) -> int:
@@ -78,7 +81,8 @@ class CocoFile:
         if len(self.categories) > MOST_CATEGORIES:
             raise ValueError(f"more than {MOST_CATEGORIES:,} categories")
 
-    def add_annotation(self, number: int, entry: object) -> None:
+    def add_annotation(self, number: int, entry: object, first: int = 0, last: int = 0) -> None:
+        """The entry stands in the bytes `first` to `last` of the file."""
         if number >= MOST_ANNOTATIONS:
             raise ValueError(f"more than {MOST_ANNOTATIONS:,} annotations, the most that are read")
         if not isinstance(entry, dict) or "image_id" not in entry:
@@ -103,6 +107,7 @@ class CocoFile:
         self.image.append(index)
         self.crowd.append(bool(entry.get("iscrowd")))
         self.number.append(number)
+        self.span.extend((first, last - first))
 
     def place(self, number: int) -> str:
         return f"{self.path}: annotations[{number}]"
@@ -114,33 +119,51 @@ class CocoFile:
         order = np.argsort(columns[0], kind="stable")
         self.image, self.kind, self.crowd, self.number = (column[order] for column in columns)
         self.boxes = np.asarray(self.boxes).reshape(-1, 4)[order]
+        self.span = np.frombuffer(self.span, "q").reshape(-1, 2)[order]
+
+    def outline(self, row: int, file: BinaryIO) -> object:
+        """The value `segmentation` of an annotation; `file` is this json, open. Raises ValueError when it has
+        changed."""
+        file.seek(int(self.span[row, 0]))
+        try:
+            return json.loads(file.read(int(self.span[row, 1])))["segmentation"]
+        except KeyError:
+            return None
+        except (ValueError, TypeError):
+            raise ValueError(f"{self.place(int(self.number[row]))}: the file has changed while it was read") from None
 
     def find(self, image: Path) -> int:
-        """The index of a picture, by the end of its path. Raises ValueError when it is not there, or not alone.
+        """The index of a picture. Raises ValueError when it is not there, or not alone."""
+        return find_by_end(image, self.path, self.names, self.by_name)
 
-        The whole file_name is the end of the path, or else the path below the folder that the picture and the json
-        share is the end of file_name; of several, the longest.
-        """
-        parts = Path(os.path.abspath(image)).parts
-        shared = Path(os.path.commonpath([os.path.abspath(image), os.path.abspath(self.path)])).parts
-        below = len(parts) - len(shared)
-        found: dict[tuple[bool, int], list[int]] = {}
-        choices = self.by_name.get(image.name, [])
-        for index in choices:
-            other = [part for part in PurePosixPath(self.names[index]).parts if part not in ("/", ".")]
-            same = 0
-            while same < min(len(other), len(parts)) and other[-1 - same] == parts[-1 - same]:
-                same += 1
-            if same == len(other) or same >= below:
-                found.setdefault((same == len(other), same), []).append(index)
-        if not found:
-            elsewhere = f"; it has {self.names[choices[0]]!r:.80}" if choices else ""
-            raise ValueError(f"{self.path}: none of its {len(self.names):,} images is {image}{elsewhere}")
-        best = found[max(found)]
-        if len(best) > 1:
-            names = ", ".join(repr(self.names[index]) for index in best[:3])
-            raise ValueError(f"{self.path}: several of its images may be {image}: {names:.200}")
-        return best[0]
+
+def find_by_end(file: Path, table: Path, names: Mapping[int, str], by_name: Mapping[str, Sequence[int]]) -> int:
+    """The index in `names` of a file that the json `table` lists, by the end of its path. Raises ValueError when it is
+    not there, or not alone.
+
+    The whole file_name is the end of the path, or else the path below the folder that the file and the json share is
+    the end of file_name; of several, the longest.
+    """
+    parts = Path(os.path.abspath(file)).parts
+    shared = Path(os.path.commonpath([os.path.abspath(file), os.path.abspath(table)])).parts
+    below = len(parts) - len(shared)
+    found: dict[tuple[bool, int], list[int]] = {}
+    choices = by_name.get(file.name, [])
+    for index in choices:
+        other = [part for part in PurePosixPath(names[index]).parts if part not in ("/", ".")]
+        same = 0
+        while same < min(len(other), len(parts)) and other[-1 - same] == parts[-1 - same]:
+            same += 1
+        if same == len(other) or same >= below:
+            found.setdefault((same == len(other), same), []).append(index)
+    if not found:
+        elsewhere = f"; it has {names[choices[0]]!r:.80}" if choices else ""
+        raise ValueError(f"{table}: none of its {len(names):,} images is {file}{elsewhere}")
+    best = found[max(found)]
+    if len(best) > 1:
+        listed = ", ".join(repr(names[index]) for index in best[:3])
+        raise ValueError(f"{table}: several of its images may be {file}: {listed:.200}")
+    return best[0]
 
 
 def _box(entry: dict[str, object]) -> Sequence[float]:
@@ -169,14 +192,22 @@ def _is_number(value: object) -> bool:
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def parse_coco(path: Path) -> CocoFile:
-    """Raises FileNotFoundError, or ValueError with file and line."""
+def open_json(path: Path) -> TextIO:
+    """A large json as text, whose bytes `JsonStream.position` counts. Raises FileNotFoundError, or ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     if path.stat().st_size > MOST_FILE_BYTES:
         raise ValueError(f"{path}: more than {MOST_FILE_BYTES:,} bytes, the most that is read of such a file")
-    with path.open(encoding="utf-8-sig") as file:
-        return parse_coco_stream(file, path)
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def parse_coco(path: Path) -> CocoFile:
+    """Raises FileNotFoundError, or ValueError with file and line."""
+    with open_json(path) as file:
+        found = parse_coco_stream(file, path)
+    with path.open("rb") as file:
+        found.span[:, 0] += len(codecs.BOM_UTF8) * (file.read(3) == codecs.BOM_UTF8)
+    return found
 
 
 def parse_coco_stream(file: TextIO, path: Path) -> CocoFile:
@@ -200,7 +231,7 @@ def parse_coco_stream(file: TextIO, path: Path) -> CocoFile:
                     elif key == "categories":
                         found.add_category(entry)
                     else:
-                        found.add_annotation(number, entry)
+                        found.add_annotation(number, entry, stream.began, stream.position)
                 except ValueError as problem:
                     stream.fail(f"{key}[{number}]: {problem}")
     except UnicodeDecodeError as problem:
@@ -211,34 +242,16 @@ def parse_coco_stream(file: TextIO, path: Path) -> CocoFile:
     return found
 
 
-_files: OrderedDict[tuple[object, ...], CocoFile | ValueError] = OrderedDict()
-_lock = threading.Lock()
+_files: FileCache[CocoFile] = FileCache(KEPT_FILES)
 
 
 def open_coco(path: Path) -> CocoFile:
     """`parse_coco`, once for each file in this process; what is wrong with it is remembered as well."""
-    if not path.is_file():
-        return parse_coco(path)
-    stat = path.stat()
-    key = (str(path), stat.st_mtime_ns, stat.st_size)
-    with _lock:  # threads that want the same file wait for the one that reads it
-        if key not in _files:
-            try:
-                _files[key] = parse_coco(path)
-            except ValueError as problem:
-                _files[key] = problem
-            while len(_files) > KEPT_FILES:
-                _files.popitem(last=False)
-        _files.move_to_end(key)
-        found = _files[key]
-    if isinstance(found, ValueError):
-        raise ValueError(str(found))
-    return found
+    return _files.get(path, parse_coco)
 
 
-def read_coco(stored: StoredBoxes, image: Path) -> None:
-    """The boxes of the picture `image`; `iscrowd` ones are to be ignored. A picture without annotations has none."""
-    file = open_coco(stored.path)
+def annotations_of(file: CocoFile, stored: StoredBoxes, image: Path) -> Iterator[tuple[int, str, str]]:
+    """(row, place, class) of each annotation of the picture `image`; what is wrong with others becomes faults."""
     index = file.find(image)
     stored.size = file.sizes.get(index)
     for fault in file.faults.get(index, []):
@@ -247,12 +260,17 @@ def read_coco(stored: StoredBoxes, image: Path) -> None:
     first, last = np.searchsorted(file.image, [index, index + 1])
     kinds = list(file.kinds)
     for row in range(first, last):
-        x, y, width, height = file.boxes[row].tolist()
         place, category = file.place(int(file.number[row])), kinds[file.kind[row]]
-        if category not in file.categories:
-            stored.count_one()
-            stored.faults.append(
-                f"{place}: category_id {category!r:.40} is none of its {len(file.categories)} categories"
-            )
+        if category in file.categories:
+            yield row, place, file.categories[category]
             continue
-        stored.add(place, (x, y, x + width, y + height), file.categories[category], bool(file.crowd[row]))
+        stored.count_one()
+        stored.faults.append(f"{place}: category_id {category!r:.40} is none of its {len(file.categories)} categories")
+
+
+def read_coco(stored: StoredBoxes, image: Path) -> None:
+    """The boxes of the picture `image`; `iscrowd` ones are to be ignored. A picture without annotations has none."""
+    file = open_coco(stored.path)
+    for row, place, name in annotations_of(file, stored, image):
+        x, y, width, height = file.boxes[row].tolist()
+        stored.add(place, (x, y, x + width, y + height), name, bool(file.crowd[row]))

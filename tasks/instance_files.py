@@ -1,4 +1,4 @@
-"""Labels of instances: the section `instances:` of a dataset.yaml, and masks with a number for each thing.
+"""Labels of instances: what they are, and masks with a number for each thing.
 
 A label is (H, W) int32 *codes*: VOID = nobody says, 0 = no thing, else (class + 1) * PART + number, where numbers from
 1 on count the things of the frame. Stuff, which has no numbers, has codes in panoptic targets alone, with number 0.
@@ -11,60 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.base import HERE, check_choice
-from tasks.box_files import class_of_number, read_box_section
+from tasks.box_files import class_of_number
 from tasks.box_formats import MOST_ID, read_mask
-from tasks.classes import NO_CLASS
 from tasks.stored_boxes import MOST_BOXES, StoredBoxes, class_index
-from user_input.values import ManyErrors, convert, near
+from user_input.values import ManyErrors
 
 VOID = -1
 PART = 2**16  # of a code: what is above it is the class + 1
-MASKS = ("instances",)  # formats
 DIVISOR = 256  # of the files that are written: DIVISOR * (class + 1) + number
-ONLY_OURS = ("things", "stuff")
-
-
-def read_instance_section(section: Mapping[str, object], where: str, root: Path = HERE) -> dict[str, object]:
-    """Checks the section `instances:` of a dataset.yaml in the folder `root`. Raises ValueError at `where`.
-
-    It takes what `boxes: {format: instances}` takes, and: `things`, those of its classes that are counted one by one
-    (default: all); `stuff`, the classes of segmentation that are not (default: all others).
-    """
-    check_choice(f"{where}.format", section.get("format", "instances"), MASKS)
-    boxes = {key: value for key, value in section.items() if key not in ONLY_OURS} | {"format": "instances"}
-    return _with_things(read_box_section(boxes, where, root), section, where)
-
-
-def section_of_boxes(boxes: Mapping[str, object], own: Mapping[str, object], where: str) -> dict[str, object] | None:
-    """The section for the label files of boxes, where they are masks with a number for each thing; else None.
-
-    `own` is the section `instances:`, which may say `things` and `stuff` alone then.
-    """
-    if boxes["format"] not in MASKS:
-        return None
-    for key in own:
-        if key not in ONLY_OURS:
-            raise ValueError(
-                f"{where}.{key}: its masks are those of boxes, which say it{near(str(key), ONLY_OURS)}; "
-                f"allowed here: {', '.join(ONLY_OURS)}"
-            )
-    return _with_things(boxes, own, where)
-
-
-def _with_things(boxes: Mapping[str, object], own: Mapping[str, object], where: str) -> dict[str, object]:
-    classes = boxes["classes"]
-    things = convert(own.get("things") or classes, tuple[str, ...], f"{where}.things")
-    for name in things:
-        if name not in classes:
-            raise ValueError(f"{where}.things: {name!r:.60}{near(name, classes)} is none of its classes")
-    stuff = convert(own.get("stuff") or (), tuple[str, ...], f"{where}.stuff")
-    for name in stuff:
-        if name in things:
-            raise ValueError(f"{where}.stuff: {name!r:.60} is a thing as well")
-    if not 0 < len(things) + len(stuff) < NO_CLASS:
-        raise ValueError(f"{where}: {len(things) + len(stuff)} things and stuff; allowed: 1 to {NO_CLASS - 1}")
-    return {**boxes, "things": tuple(name for name in classes if name in things), "stuff": stuff}
 
 
 def read_codes(path: Path, section: Mapping[str, object]) -> np.ndarray:
@@ -73,7 +27,7 @@ def read_codes(path: Path, section: Mapping[str, object]) -> np.ndarray:
     Raises FileNotFoundError, or ValueError: ManyErrors with a line for each number of no class.
     """
     mask = read_mask(path)
-    numbers = _numbers_in(mask)
+    numbers = numbers_in(mask)
     things, stored = section["things"], StoredBoxes(path, section["classes"], section["other_classes"])
     codes = np.zeros(len(numbers), np.int32)
     found = 0
@@ -102,7 +56,7 @@ def read_codes(path: Path, section: Mapping[str, object]) -> np.ndarray:
     return table[mask]
 
 
-def _numbers_in(mask: np.ndarray) -> np.ndarray:
+def numbers_in(mask: np.ndarray) -> np.ndarray:
     """The different numbers of a mask, in order; without sorting its pixels."""
     if not mask.size:
         return np.zeros(0, np.int64)

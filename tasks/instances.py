@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,22 +16,22 @@ import loss
 from config import Config
 from drawing import bars, class_palette
 from geometry import Pixels, View, resize_nearest
-from images import read_label
 from metrics import Protocol
 from networks.decoders import HEADS
 from tasks.base import HERE, Size, Task
 from tasks.classes import NO_CLASS, check_classes, differing_classes
+from tasks.instance_coco import CocoThings, outlines_in
 from tasks.instance_drawing import draw_record
-from tasks.instance_files import (
-    DIVISOR,
-    PART,
-    VOID,
-    read_codes,
-    read_instance_section,
-    section_of_boxes,
-)
+from tasks.instance_files import DIVISOR, PART, VOID
 from tasks.instance_grouping import CLASS, NUMBER, averaged, group, label_things, with_distances
 from tasks.instance_records import placed, record_of, record_of_label, write_mask, write_things
+from tasks.instance_sections import (
+    instances_at_size,
+    open_instances,
+    read_instance_section,
+    read_instances,
+    section_of_boxes,
+)
 from tasks.instance_targets import at_pixels, encode, instance_loss, weight_of
 from tasks.panoptic_quality import DIRECTIONS, PanopticMetrics
 
@@ -52,7 +52,7 @@ class Instances(Task):
     best = "pq"
     follows_camera = True  # its distances
     directions: ClassVar = DIRECTIONS
-    shares_files = "boxes"
+    shares_files = ("boxes",)
 
     classes: tuple[str, ...] = ()  # of things
     colors: tuple[Color, ...] = ()
@@ -71,6 +71,10 @@ class Instances(Task):
         cls, other: Mapping[str, object], own: Mapping[str, object], where: str
     ) -> dict[str, object] | None:
         return section_of_boxes(other, own, where)
+
+    @classmethod
+    def labels_in(cls, files: Iterable[Path], section: Mapping[str, object]) -> bool:
+        return section["format"] != "coco" or outlines_in(files)
 
     @classmethod
     def from_section(cls, section: Mapping[str, object], config: Config) -> Instances:
@@ -129,17 +133,16 @@ class Instances(Task):
     def with_thresholds(self, score: float | None, overlap: float | None) -> Instances:
         return self if score is None else dataclasses.replace(self, least_score=score)
 
-    def open(self, path: Path, section: Mapping[str, object], image: Path) -> np.ndarray:
-        return read_label(path)
+    def open(self, path: Path, section: Mapping[str, object], image: Path) -> object:
+        return open_instances(path, section, image)
 
-    def read(self, path: Path, section: Mapping[str, object], image: Path) -> np.ndarray:
-        return read_codes(path, section)
+    def read(self, path: Path, section: Mapping[str, object], image: Path) -> np.ndarray | CocoThings:
+        return read_instances(path, section, image)
 
-    def at_size(self, label: np.ndarray, size: Size, section: Mapping[str, object], path: Path) -> np.ndarray:
-        if label.shape != size:
-            got, wanted = (f"{width}x{height}" for height, width in (label.shape, size))
-            raise ValueError(f"{path}: {self.name} is {got}, but its image is {wanted}")
-        return label
+    def at_size(
+        self, label: np.ndarray | CocoThings, size: Size, section: Mapping[str, object], path: Path
+    ) -> np.ndarray:
+        return instances_at_size(label, size, path, self.name)
 
     def no_label(self, height: int, width: int) -> np.ndarray:
         return np.full((height, width), VOID, np.int32)

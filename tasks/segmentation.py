@@ -32,6 +32,8 @@ from tasks.classes import (
     translated,
 )
 from tasks.dense import DenseTask
+from tasks.instance_sections import classes_within
+from tasks.panoptic_files import open_panoptic_file, panoptic_classes
 from tasks.survey import share_table
 from user_input.values import convert, near
 
@@ -46,6 +48,7 @@ class Segmentation(SharesClasses, DenseTask):
     gives = "classes"
     directions: ClassVar = {"miou": 1, "pixel_accuracy": 1, "class_accuracy": 1, "dice": 1, "iou": 1}
     fill = NO_CLASS
+    shares_files = ("instances",)
 
     classes: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
@@ -85,6 +88,17 @@ class Segmentation(SharesClasses, DenseTask):
         return {"classes": tuple(classes), "colors": colors, "ignore": ignore, "values": values}
 
     @classmethod
+    def section_within(
+        cls, other: Mapping[str, object], own: Mapping[str, object], where: str
+    ) -> dict[str, object] | None:
+        """Of files that say what each pixel is, things and stuff alike."""
+        within = classes_within(other)
+        if within is None:
+            return None
+        check_keys(own, {"classes", "colors"}, where)
+        return cls.read_section({**({} if "classes" in own else within), **own}, where) | {"panoptic": other}
+
+    @classmethod
     def from_section(cls, section: Mapping[str, object], config: Config) -> Segmentation:
         return cls(
             classes=section["classes"],
@@ -114,7 +128,12 @@ class Segmentation(SharesClasses, DenseTask):
         else:
             check_outputs(self, head.channels)
 
+    def open(self, path: Path, section: Mapping[str, object], image: Path) -> np.ndarray:
+        return open_panoptic_file(path, section["panoptic"])[0] if "panoptic" in section else read_label(path)
+
     def read(self, path: Path, section: Mapping[str, object], image: Path) -> np.ndarray:
+        if "panoptic" in section:
+            return panoptic_classes(path, section["panoptic"], self.classes)
         label = read_label(path)
         if label.ndim != 2 or not np.issubdtype(label.dtype, np.integer):
             raise ValueError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -16,17 +17,24 @@ class TakesFromOthers:
 
     derived_from: ClassVar[str] = ""  # the task whose label `derive` takes, for frames without a file of this task
     needs_camera: ClassVar[bool] = False  # whether `derive` needs the intrinsics
-    shares_files: ClassVar[str] = ""  # the task whose label files hold labels of this one, see `section_within`
+    # Tasks whose label files may hold labels of this one, see `section_within`: the first that has a column.
+    shares_files: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def section_within(
         cls, other: Mapping[str, object], own: Mapping[str, object], where: str
     ) -> dict[str, object] | None:
-        """The section for the files of the task `shares_files`, given its section; None: they hold no such labels.
+        """The section for the files of a task of `shares_files`, given its section; None: they hold no such labels.
 
         `own` is what dataset.yaml says about this task, which has no column. Raises ValueError at `where`.
         """
         return None
+
+    @classmethod
+    def labels_in(cls, files: Iterable[Path], section: Mapping[str, object]) -> bool:
+        """Whether the files of `section_within`'s `section` hold labels of this task, where the files must say it.
+        They may not be there."""
+        return True
 
     def beside(self: Task, tasks: Mapping[str, Task]) -> Task:
         """The task of a training, which knows the others of its data set, such as their classes.

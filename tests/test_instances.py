@@ -20,9 +20,10 @@ from geometry import Pixels, View
 from images import write_png
 from sources.validate import check_folder
 from tasks import Depth, Instances, Segmentation, all_beside
-from tasks.instance_files import PART, VOID, read_codes, read_instance_section
+from tasks.instance_files import PART, VOID, read_codes
 from tasks.instance_grouping import CLASS, DISTANCE, NUMBER, SCORE, group, label_things, peaks, with_distances
 from tasks.instance_records import record_of_label
+from tasks.instance_sections import read_instance_section
 from tasks.instance_targets import HEAT_WEIGHT, OFFSET_WEIGHT, SIGMA_PX, encode
 from user_input.values import ManyErrors
 
@@ -99,7 +100,10 @@ def test_masks_that_are_no_masks(tmp_path):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"format": "coco", "classes": ["a"]}, "test.format is 'coco'; allowed: instances"),
+        (
+            {"format": "yolo", "classes": ["a"]},
+            "test.format is 'yolo'; allowed: instances, coco, coco_panoptic, citysc",
+        ),
         ({"classes": ["a"], "things": ["b"]}, "test.things: 'b' is none of its classes"),
         ({"classes": ["lamp"], "things": ["lamb"]}, "did you mean 'lamp'"),
         ({"classes": ["a"], "stuff": ["a"]}, "test.stuff: 'a' is a thing as well"),
@@ -129,17 +133,27 @@ def test_masks_of_boxes_are_labels_of_instances(tmp_path):
     assert first.labels["instances"] == first.labels["boxes"] and not second.labels
 
 
-def test_each_file_is_checked_once(tmp_path, capsys):
+def test_what_is_wrong_with_a_file_is_said_once(tmp_path, capsys):
     root = boxes_set(tmp_path)
     (root / "labels/a.png").write_bytes(b"broken")
-    assert len(check_folder(root)) == 1 and "instances" not in capsys.readouterr().out
+    assert len(check_folder(root)) == 1 and capsys.readouterr().out.count("labels/a.png") == 1
+    other = boxes_set(tmp_path / "other")
+    write_png(other / "labels/a.png", np.zeros((3, 2), np.uint8))
+    assert len(check_folder(other)) == 1
+
+
+def test_things_that_follow_from_boxes_are_listed(tmp_path, capsys):
+    assert check_folder(boxes_set(tmp_path)) == []
+    printed = capsys.readouterr().out
+    assert re.search(r"boxes labels +instances labels", printed) and "masks labels" not in printed
+    assert "1, 2 things" in printed and "instances: 2 chair" in printed
 
 
 def test_dataset_yaml_says_things_and_stuff_of_the_masks_of_boxes(tmp_path):
     sections = read_folder(boxes_set(tmp_path, {"things": ["lamp"], "stuff": ["chair"]})).sections
     assert sections["instances"]["things"] == ("lamp",) and sections["instances"]["stuff"] == ("chair",)
     assert "instances" not in read_folder(boxes_set(tmp_path / "yolo", form="yolo")).sections
-    with pytest.raises(ValueError, match=r"instances\.stuf: its masks .* \(did you mean 'stuff'\?\); allowed here"):
+    with pytest.raises(ValueError, match=r"instances\.stuf: its labels .* \(did you mean 'stuff'\?\); allowed here"):
         read_folder(boxes_set(tmp_path / "wrong", {"stuf": ["wall"]}))
 
 

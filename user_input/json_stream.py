@@ -22,6 +22,8 @@ class JsonStream:
     def __init__(self, file: TextIO, path: Path) -> None:
         self.file, self.path = file, path
         self.text, self.at, self.lines = "", 0, 1  # what is in memory, the place in it, and the line where it begins
+        self.began = 0  # `position` of the last value
+        self._bytes, self._counted = 0, 0  # of all that is before self.text[_counted]
 
     def fail(self, what: str) -> NoReturn:
         raise ValueError(f"{self.path}:{self.line}: {what}")
@@ -30,9 +32,18 @@ class JsonStream:
     def line(self) -> int:
         return self.lines + self.text.count("\n", 0, self.at)
 
+    @property
+    def position(self) -> int:
+        """Bytes of UTF-8 before the next character: the place in a file that was opened with newline="", behind its
+        byte order mark."""
+        new = self.text if self.text.isascii() else self.text[self._counted : self.at].encode()
+        self._bytes += self.at - self._counted if new is self.text else len(new)
+        self._counted = self.at
+        return self._bytes
+
     def more(self) -> bool:
         """Reads on, as much as there is in memory already. False: the file has ended."""
-        self.lines = self.line
+        self.lines, self._bytes, self._counted = self.line, self.position, 0
         rest = self.text[self.at :]
         chunk = self.file.read(max(CHUNK, len(rest)))
         self.text, self.at = rest + chunk, 0
@@ -54,6 +65,7 @@ class JsonStream:
 
     def value(self) -> object:
         self.peek()
+        self.began = self.position
         while True:
             value, end, wrong = None, -1, ""
             try:
