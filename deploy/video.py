@@ -265,7 +265,7 @@ def video_writer(path: Path, rate: Fraction) -> Iterator[Callable[[float, np.nda
                 stream = container.add_stream("libx264", rate, {"crf": "20", "preset": "superfast"})
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
                 stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
-            # OpenCV's conversion takes a tenth of the time of FFmpeg's: colors are those of every second pixel, not means.
+            # By OpenCV, in a tenth of FFmpeg's time: colors are those of every second pixel, not means.
             planes = cv2.cvtColor(np.ascontiguousarray(image[:height, :width]), cv2.COLOR_RGB2YUV_I420)
             frame = av.VideoFrame.from_ndarray(planes, "yuv420p")
             last = frame.pts = max(round(seconds * TICKS), last + 1)
