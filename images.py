@@ -36,7 +36,7 @@ def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) 
     Compressed for speed: with the usual settings, writing takes longer than the network (README, Speed).
     """
     if palette is None:
-        data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()
+        data = cv2.imencode(".png", to_bgr(image) if image.ndim == 3 else image)[1].tobytes()
     else:  # which OpenCV does not write
         picture, file = Image.fromarray(image), io.BytesIO()
         picture.putpalette(palette.astype(np.uint8).tobytes())
@@ -44,6 +44,12 @@ def write_png(path: Path, image: np.ndarray, palette: np.ndarray | None = None) 
         data = file.getvalue()
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def to_bgr(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> as OpenCV has it. OpenCV takes a view, image[..., ::-1], too, but copies it slowly: that alone
+    takes more time than to encode a JPEG file."""
+    return cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
 
 
 def write_jpeg(path: Path, image: np.ndarray) -> None:
@@ -55,7 +61,7 @@ def write_jpeg(path: Path, image: np.ndarray) -> None:
         scale = JPEG_SIDE / max(image.shape)
         height, width = (max(1, int(scale * side)) for side in image.shape[:2])
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    data = cv2.imencode(".jpg", to_bgr(image), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
 
