@@ -153,10 +153,7 @@ def _with_marks(picture: np.ndarray, page: FromAbove, marks: Sequence[Mark]) -> 
     for ends, _, color in outlines:
         for tone, thick in (((255, 255, 255), line + 2), (color, line)):  # seen on what has its class's color
             cv2.polylines(picture, [np.round(ends).astype(np.int32)], True, tone, thick, cv2.LINE_AA)
-    plates = [
-        (text, *(int(side) for side in ends.min(0)), color)
-        for ends, text, color in outlines
-    ]
+    plates = [(text, *(int(side) for side in ends.min(0)), color) for ends, text, color in outlines]
     picture = draw_texts(picture, plates)
     if not squares:
         return picture

@@ -35,7 +35,7 @@ class Surface:
 
     def write(self, path: Path) -> None:
         """A binary PLY file; each vertex has red, green, blue and class_id, and thing_id where things are known."""
-        numbered = [] if self.things is None else [("thing_id", "<u2")]
+        numbered = [] if self.things is None else [("thing_id", "<i4")]  # Open3D skips shorts
         vertices = np.empty(len(self.points), np.dtype([
             *((name, "<f4") for name in "xyz"), *((name, "u1") for name in ("red", "green", "blue", "class_id")),
             *numbered,
@@ -52,7 +52,7 @@ class Surface:
         head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
         head += [f"property float {name}" for name in "xyz"]
         head += [f"property uchar {name}" for name in ("red", "green", "blue", "class_id")]
-        head += [f"property ushort {name}" for name, _ in numbered]
+        head += [f"property int {name}" for name, _ in numbered]
         if len(faces):
             head += [f"element face {len(faces)}", "property list uchar int vertex_indices"]
         with whole_file(path) as temporary, temporary.open("wb") as file:
