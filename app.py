@@ -18,122 +18,26 @@ import shutil
 import signal
 import socket
 import tempfile
-import time
 import traceback
-from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from deploy.backends import BACKENDS
-from deploy.predictor import Predictor, save_predictions
-from geometry import camera_with, stride_for
-from images import SAMPLE, count_pixels, read_photo
+from images import SAMPLE
 from networks.checkpoints import RUNS, SHIPPED, pick_checkpoint
-from scene3d.fusion import cloud
-from tasks import task_giving
 from user_input.flags import Parser, number, positive_int
 from utils import require, run, setup_cpu
-from webpage.charts import cloud_plot, hover_plot
-from webpage.guard import ANSWER, Guard, uploads_only
-from webpage.tables import shares, things
+from webpage.clicks import CLICK_CSS, CLICK_JS
+from webpage.guard import Guard, uploads_only
+from webpage.viewer import ALL, Viewer
 
 if TYPE_CHECKING:
     import gradio
 
 TITLE = "Joint semantic segmentation and depth"
-NETWORKS_KEPT = 2  # in memory
-ANSWERS_KEPT = 4  # folders of results
 QUEUE = 16  # requests that may wait
 FILES_LIVE = 3600  # seconds until uploads and downloads are deleted
-STEM_BYTES = 200  # of the names of results: file systems allow 255 with the endings
-ALL = "all data sets"  # the choice that leaves the network whole
-SHOWN_SIDE = 1280  # pixels of the pictures on the page
-FILE_POINTS = 2_000_000  # in the PLY file
-MAX_DEPTH_M = 100.0  # of the points
-
-
-class Viewer:
-    """Answers the page. checkpoints: {name: file}, each loaded when it is first chosen."""
-
-    def __init__(
-        self, checkpoints: Mapping[str, Path], folder: Path, backend: str, device: str, max_pixels: int
-    ) -> None:
-        self.checkpoints, self.folder, self.max_pixels = checkpoints, folder, max_pixels
-        self.backend, self.device = backend, device
-        self.networks: OrderedDict[str, Predictor] = OrderedDict()
-        self.answers: deque[Path] = deque()
-
-    def network(self, name: str) -> Predictor:
-        """Raises ValueError or FileNotFoundError."""
-        if name not in self.networks:
-            while len(self.networks) >= NETWORKS_KEPT:  # before the next one is loaded
-                self.networks.popitem(last=False)
-            self.networks[name] = Predictor(self.checkpoints[name], self.backend, self.device)
-        self.networks.move_to_end(name)
-        return self.networks[name]
-
-    def new_folder(self) -> Path:
-        self.answers.append(Path(tempfile.mkdtemp(prefix=ANSWER, dir=self.folder)))
-        if len(self.answers) > ANSWERS_KEPT:
-            shutil.rmtree(self.answers.popleft(), ignore_errors=True)
-        return self.answers[-1]
-
-    def read(self, upload: Path) -> tuple[np.ndarray, float | None]:
-        """See images.read_photo. Raises ValueError that names the file as it was uploaded, without its folder."""
-        pixels = count_pixels(upload)
-        if pixels > self.max_pixels:
-            raise ValueError(f"{upload.name}: {pixels:,} pixels; at most {self.max_pixels:,} are taken here")
-        try:
-            return read_photo(upload)
-        except (ValueError, FileNotFoundError) as problem:
-            raise ValueError(str(problem).replace(str(upload), upload.name)) from None
-
-    def __call__(self, upload: str, name: str, domain: str, over: str, fov: float) -> tuple[Any, ...]:
-        """Predicts. name: of the network; domain: a data set of its training, or ALL; over: the task to draw over the
-        picture; fov: horizontal, in degrees, 0 = as its EXIF data say, and without them 60 for the points alone.
-
-        Returns the values of the page's parts: (picture, overlay), depth chart, rows of classes, rows of objects, 3D
-        chart, files, and a line of text; None where the network has no such task. Raises ValueError or
-        FileNotFoundError.
-        """
-        image, known = self.read(Path(upload))
-        backend = self.network(name).backend
-        predictor = Predictor(backend, domain="" if domain == ALL else domain, fov=fov or None)
-        began = time.perf_counter()
-        found = predictor(image, known)
-        took_ms = 1000 * (time.perf_counter() - began)
-        height, width = image.shape[:2]
-        tasks, view = predictor.tasks, predictor.field_of_view
-        by_class, by_metres = task_giving("classes", tasks), task_giving("metres", tasks)
-        ids, depth = found.get(by_class), found.get(by_metres)
-        classes, colors = (tasks[by_class].classes, tasks[by_class].colors) if by_class else ((), ())
-
-        stem = self.new_folder() / (Path(upload).stem.encode()[:STEM_BYTES].decode(errors="ignore") or "picture")
-        save_predictions(stem, image, tasks, found, Path(upload).name)
-        metres = turn = None
-        if depth is not None:
-            metres = hover_plot(tasks[by_metres], depth, ids, classes)
-            step = stride_for(height, width, FILE_POINTS)
-            few, few_depth = image[::step, ::step], depth[::step, ::step]
-            few_ids = None if ids is None else ids[::step, ::step]
-            camera = camera_with(view.degrees(known, height, width), few.shape[1], few.shape[0])
-            points = cloud(few, few_depth, few_ids, camera, MAX_DEPTH_M)
-            points.write(stem.with_name(f"{stem.name}.ply"))
-            turn = cloud_plot(points, classes, colors)
-
-        step = -(-max(height, width) // SHOWN_SIDE)
-        shown = image[::step, ::step]
-        over_image = tasks[over].overlay(found[over], shown, (height, width), 0.65) if over in tasks else shown
-        line = f"{name}: {width} x {height} pixels, {took_ms:.0f} ms in {predictor.backend.name}; {', '.join(tasks)}"
-        about = view.line(known, height, width)
-        rows = shares(tasks[by_class], ids, depth) if by_class else None
-        by_object = task_giving("objects", tasks)
-        objects = things(tasks[by_object], found[by_object]) if by_object else None
-        files = sorted(str(path) for path in stem.parent.iterdir())
-        return (shown, over_image), metres, rows, objects, turn, files, f"{line}; {about}" if about else line
 
 
 # ---------------------------------------------------------------------------------------------- the page
@@ -161,11 +65,11 @@ def look(viewer: Viewer, upload: str | None, name: str, domain: str, over: str, 
     import gradio
 
     if upload is None:
-        return (gradio.skip(),) * 7
+        return (gradio.skip(),) * 8
     try:
         *parts, files, line = viewer(upload, name, domain, over, fov)
     except Exception as problem:
-        return *(gradio.update(value=None, visible=False),) * 5, gradio.update(value=None), in_words(problem)
+        return *(gradio.update(value=None, visible=False),) * 6, gradio.update(value=None), in_words(problem)
     shown = [gradio.update(value=part, visible=part is not None) for part in parts]
     return *shown, files, f"<p>{html.escape(line)}</p>"
 
@@ -221,6 +125,7 @@ def make_page(viewer: Viewer) -> gradio.Blocks:
                         interactive=False, buttons=["fullscreen"],
                     )  # fmt: skip
                     metres = gradio.Plot(label="Depth: point at a place for metres and class", elem_id="metres")
+                seen = gradio.HTML(elem_id="seen", visible=False, css_template=CLICK_CSS, js_on_load=CLICK_JS)
                 with gradio.Row():
                     table = gradio.Dataframe(
                         headers=["", "class", "share", "distance"], datatype=["html", "str", "str", "str"],
@@ -239,7 +144,7 @@ def make_page(viewer: Viewer) -> gradio.Blocks:
             raise ValueError("this version of gradio takes files in another way: pip install -r requirements/app.txt")
         upload.async_move_resource_to_block_cache = uploads_only(upload.async_move_resource_to_block_cache)
         hidden = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "network"}
-        inputs, outputs = [upload, name, domain, over, fov], [slider, metres, table, objects, turn, files, line]
+        inputs, outputs = [upload, name, domain, over, fov], [slider, metres, table, objects, turn, seen, files, line]
 
         def answer(*values: Any) -> tuple[Any, ...]:
             return look(viewer, *values)

@@ -9,7 +9,11 @@ Folders of posed images: data sets of this project with `poses:`, 7-Scenes, TUM 
 metres. The PLY file has red, green, blue and class_id for each point. A surface comes with NAME_points.ply (the points
 without triangles), NAME_plan.png (the floor plan) and NAME.json (classes, areas, metrics). With a network that predicts
 boxes, NAME.json has the objects, too: of one image as in inference.py's NAME_objects.json, each with its position in
-the cloud; of many, those of the whole place (scene3d/objects.py), which are marked on the plan.
+the cloud; of many, those of the whole place (scene3d/objects.py).
+
+With a network of instances, masks or boxes, each thing of a surface stands apart: thing_id of its points in the PLY
+file, NAME_things/01_chair.ply, ..., and NAME_objects.json with its place, size and outline on the floor (docs/
+INSTANCES.md), which the plan shows.
 """
 
 from __future__ import annotations
@@ -19,10 +23,13 @@ import startup  # noqa: F401 - first
 import argparse
 import dataclasses
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from deploy.backends import BACKENDS, FILES
 from deploy.field_of_view import UNKNOWN_DEGREES, fov_degrees
@@ -32,11 +39,13 @@ from geometry import camera_with
 from images import SAMPLE, count_pixels, read_photo, write_png
 from networks.checkpoints import DEFAULT_CHECKPOINT, pick_checkpoint
 from scene3d.comparison import surface_metrics
-from scene3d.floor_plan import draw_plan, find_up
+from scene3d.floor_plan import Mark, draw_plan, find_up
+from scene3d.footprints import describe, file_names, floor_height, part_of
 from scene3d.fusion import Fusion, Surface, cloud, fuse, views_of
 from scene3d.objects import merge_sightings, plain_things
 from scene3d.posed_images import Scan, Shot, read_scan
-from tasks import task_giving
+from scene3d.things import number_vertices
+from tasks import Task, task_giving, task_of_things
 from user_input.flags import Parser, number, positive_int, refuse
 from user_input.values import convert
 from utils import run, setup_cpu, whole_file
@@ -123,19 +132,20 @@ def reconstruct(
     scan: Scan, shots: Sequence[Shot], predictor: Predictor | None, output: Path, voxel_m: float, max_depth_m: float
 ) -> dict[str, object]:
     """Writes the surface, its points and its plan. Returns the content of NAME.json."""
-    tasks = predictor.tasks if predictor else {}
-    task, things_task = (tasks.get(task_giving(what, tasks)) for what in ("classes", "objects"))
+    tasks, views = predictor.tasks if predictor else {}, views_of(shots)
+    task, by_object = tasks.get(task_giving("classes", tasks)), task_giving("objects", tasks)
     classes, colors = (task.classes, task.colors) if task else ((), ())
     fusion, began = Fusion(voxel_m, len(classes), max_depth_m), time.monotonic()
-    sightings = fuse(scan, shots, fusion, predictor)
+    sightings, pictures = fuse(scan, shots, fusion, predictor)
     rate = len(shots) / (time.monotonic() - began)
-    surface = fusion.mesh(views_of(shots))
-    things = merge_sightings(sightings, views_of(shots))  # as many views as of a place of the surface
-    marks = [
-        (thing["xyz_m"], things_task.classes[thing["class"]].replace("_", " "), things_task.colors[thing["class"]])
-        for thing in things
-    ]
-    panel, areas = draw_plan(surface, find_up(surface, [shot.pose for shot in shots]), classes, colors, marks)
+    surface = fusion.mesh(views)
+    up = find_up(surface, [shot.pose for shot in shots])
+    marks: list[Mark] = []
+    if by_thing := task_of_things(tasks):
+        numbers, found = number_vertices(surface, pictures, voxel_m, max_depth_m, views)
+        surface = dataclasses.replace(surface, things=numbers)
+        marks = write_apart(surface, found, up, tasks[by_thing], output)
+    panel, areas = draw_plan(surface, up, classes, colors, marks)
     surface.write(output)
     points = dataclasses.replace(surface, triangles=surface.triangles[:0])  # for programs that read only clouds
     points.write(output.with_name(f"{output.stem}_points.ply"))
@@ -147,11 +157,33 @@ def reconstruct(
             continue  # nothing of two digits
         print(f"{name:24} {area:6.2f} m2 seen from above")
     report = {"pictures": len(shots), "voxel_m": voxel_m, "classes": list(classes), "areas_m2": areas, "rate": rate}
-    if things_task is None:
-        return report
     for name, count in Counter(text for _, text, _ in marks).most_common():
         print(f"{name:24} {count:3} in the place")
-    return report | {"objects": plain_things(things, things_task.classes)}
+    if not by_object:
+        return report
+    things = merge_sightings(sightings, views)  # as many views as of a place of the surface
+    return report | {"objects": plain_things(things, tasks[by_object].classes)}
+
+
+def write_apart(surface: Surface, found: np.ndarray, up: np.ndarray, task: Task, output: Path) -> list[Mark]:
+    """Writes each thing of a numbered surface into a file of its own, and the list of all. Returns their outlines for
+    the plan. found: see scene3d/things.py."""
+    floor_m = floor_height(surface, up)
+    listed = describe(surface, found, up, task.classes, floor_m)
+    folder = output.with_name(f"{output.stem}_things")
+    for item, name in zip(listed, file_names(listed), strict=True):
+        part_of(surface, surface.things == item["number"]).write(folder / name)
+        item["file"] = f"{folder.name}/{name}"
+    for path in folder.glob("*.ply"):
+        if re.fullmatch(r"\d{2,}_\w+\.ply", path.name) and path.name not in file_names(listed):
+            path.unlink()  # of an earlier surface with more things
+    content = {"up": up.tolist(), "floor_m": floor_m, "objects": listed}
+    with whole_file(output.with_name(f"{output.stem}_objects.json")) as temporary:
+        temporary.write_text(json.dumps(content, indent=1))
+    return [
+        (np.array(item["footprint_m"]), item["class"].replace("_", " "), task.colors[thing["class"]])
+        for item, thing in zip(listed, found, strict=True)
+    ]
 
 
 def reconstruct_folder(arguments: argparse.Namespace, predictor: Predictor | None) -> None:

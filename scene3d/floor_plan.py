@@ -11,17 +11,19 @@ import numpy as np
 from drawing import Panel, palette_of
 from scene3d.fusion import Surface
 from tasks import NO_CLASS
-from tasks.box_drawing import draw_boxes
+from tasks.box_drawing import draw_boxes, draw_texts
 from utils import require
 
 CELL_M = 0.02
 MAX_CELLS = 4000  # along a side of the plan; a larger place gets larger cells
 UPRIGHT = np.cos(np.radians(25))  # a face whose normal is within 25 degrees of up or down counts as level
 FACES_DOWN = -0.5  # cosine to up below which a face looks down, such as a ceiling: it is not part of the plan
+LINES = 300  # so many lines of an outline would fill the plan
 MARK_PX = 5  # from the middle of a mark to its sides
 LEAST_M2 = 0.005  # a smaller area would be printed as 0.00
 
-Mark = tuple[np.ndarray, str, tuple[int, int, int]]  # position (3,) in the world, text, color
+Color = tuple[int, int, int]
+Mark = tuple[np.ndarray, str, Color]  # position (3,), or corners (n, 3) of what stands there, in the world; text; color
 
 
 def facets(surface: Surface) -> tuple[np.ndarray, np.ndarray]:
@@ -49,6 +51,13 @@ def find_up(surface: Surface, poses: Sequence[np.ndarray]) -> np.ndarray:
     return up
 
 
+def page_axes(up: np.ndarray) -> np.ndarray:
+    """(3, 3): unit vectors of the world to the right of the page, down the page, and up."""
+    right = np.cross(up, [1.0, 0, 0] if abs(up[0]) < 0.9 else [0, 1.0, 0])
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(right, up), up])
+
+
 @dataclass(frozen=True)
 class FromAbove:
     """A surface seen from above."""
@@ -73,9 +82,7 @@ def from_above(surface: Surface, up: np.ndarray) -> FromAbove:
 
     normals, _ = facets(surface)
     triangles = surface.triangles[normals @ up > FACES_DOWN]
-    right = np.cross(up, [1.0, 0, 0] if abs(up[0]) < 0.9 else [0, 1.0, 0])
-    right /= np.linalg.norm(right)
-    axes = np.stack([right, np.cross(right, up), up])
+    axes = page_axes(up)
     if not len(triangles):
         return FromAbove(np.full((1, 1), -1), CELL_M, axes[:2], np.zeros(2))
     points = surface.points @ axes.T  # x to the right, y down the page, z up
@@ -105,13 +112,13 @@ def draw_plan(
     surface: Surface,
     up: np.ndarray,
     classes: Sequence[str] = (),
-    colors: Sequence[tuple[int, int, int]] = (),
+    colors: Sequence[Color] = (),
     marks: Sequence[Mark] = (),
 ) -> tuple[Panel, dict[str, float]]:
     """The plan, and {class: m2 seen from above}, the largest first.
 
-    Drawn in the colors of the classes, or without classes in the surface's own. `marks` are drawn over it; those
-    outside of it are left out.
+    Drawn in the colors of the classes, or without classes in the surface's own. `marks` are drawn over it: positions as
+    squares, corners as an outline. Those outside of it are left out.
     """
     page = from_above(surface, up)
     top, cell_m = page.top, page.cell_m
@@ -131,15 +138,24 @@ def draw_plan(
 
 
 def _with_marks(picture: np.ndarray, page: FromAbove, marks: Sequence[Mark]) -> np.ndarray:
-    """The picture of a page, two pixels a cell, with a square and a text for each mark; the first lies on top."""
-    if not marks:
-        return picture
+    """The picture of a page, two pixels a cell, with a square or an outline, and a text for each mark; the first lies
+    on top."""
     height, width = picture.shape[:2]
-    places = 2 * page.cells(np.array([place for place, _, _ in marks]))
-    shown = [
-        number
-        for number in range(len(marks))[::-1]
-        if ((places[number] >= 0) & (places[number] < (width, height))).all()
-    ]
-    boxes = np.concatenate([places - MARK_PX, places + MARK_PX], axis=1)[shown]
-    return draw_boxes(picture, boxes, [marks[i][1] for i in shown], [marks[i][2] for i in shown])
+    squares: list[tuple[np.ndarray, str, Color]] = []
+    outlines: list[tuple[np.ndarray, str, Color]] = []
+    for place, text, color in marks[::-1]:
+        ends = 2 * page.cells(np.atleast_2d(place))
+        middle = (ends.min(0) + ends.max(0)) / 2
+        if ((middle >= 0) & (middle < (width, height))).all():
+            (squares if len(ends) == 1 else outlines).append((ends, text, color))
+    line = max(1, round(min(height, width) / LINES))
+    picture = picture.copy()
+    for ends, _, color in outlines:
+        for tone, thick in (((255, 255, 255), line + 2), (color, line)):  # seen on what has its class's color
+            cv2.polylines(picture, [np.round(ends).astype(np.int32)], True, tone, thick, cv2.LINE_AA)
+    plates = [(text, *(int(side) for side in ends.min(0)), color) for ends, text, color in outlines]
+    picture = draw_texts(picture, plates)
+    if not squares:
+        return picture
+    boxes = np.concatenate([np.concatenate([ends - MARK_PX, ends + MARK_PX], axis=1) for ends, _, _ in squares])
+    return draw_boxes(picture, boxes, [text for _, text, _ in squares], [color for _, _, color in squares])

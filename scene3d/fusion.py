@@ -15,7 +15,8 @@ from geometry import scaled_camera
 from images import read_image
 from scene3d.objects import SIGHTING, sightings_of
 from scene3d.posed_images import Scan, Shot
-from tasks import NO_CLASS, task_giving
+from scene3d.things import PictureThings, pack_things
+from tasks import NO_CLASS, task_giving, task_of_things
 from utils import require, whole_file
 
 MIN_PROBABILITY = 1e-3  # floor for the logarithms, so that one over-confident frame cannot outvote the rest
@@ -30,22 +31,28 @@ class Surface:
     colors: np.ndarray  # (N, 3) uint8
     classes: np.ndarray  # (N,) uint8, 255 = none
     triangles: np.ndarray  # (M, 3) int32
+    things: np.ndarray | None = None  # (N,) uint16: number of the thing, 0 = none; None = nobody looked for things
 
     def write(self, path: Path) -> None:
-        """A binary PLY file; each vertex has red, green, blue and class_id."""
-        vertices = np.empty(len(self.points), np.dtype(
-            [(name, "<f4") for name in "xyz"] + [(name, "u1") for name in ("red", "green", "blue", "class_id")]
-        ))  # fmt: skip
+        """A binary PLY file; each vertex has red, green, blue and class_id, and thing_id where things are known."""
+        numbered = [] if self.things is None else [("thing_id", "<i4")]  # Open3D skips shorts
+        vertices = np.empty(len(self.points), np.dtype([
+            *((name, "<f4") for name in "xyz"), *((name, "u1") for name in ("red", "green", "blue", "class_id")),
+            *numbered,
+        ]))  # fmt: skip
         for number, name in enumerate("xyz"):
             vertices[name] = self.points[:, number]
         for number, name in enumerate(("red", "green", "blue")):
             vertices[name] = self.colors[:, number]
         vertices["class_id"] = self.classes
+        if numbered:
+            vertices["thing_id"] = self.things
         faces = np.empty(len(self.triangles), np.dtype([("count", "u1"), ("corners", "<i4", 3)]))
         faces["count"], faces["corners"] = 3, self.triangles
         head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
         head += [f"property float {name}" for name in "xyz"]
         head += [f"property uchar {name}" for name in ("red", "green", "blue", "class_id")]
+        head += [f"property int {name}" for name, _ in numbered]
         if len(faces):
             head += [f"element face {len(faces)}", "property list uchar int vertex_indices"]
         with whole_file(path) as temporary, temporary.open("wb") as file:
@@ -168,14 +175,16 @@ class Fusion:
 
 def fuse(
     scan: Scan, shots: Sequence[Shot], fusion: Fusion, predictor: Predictor | None, only_measured: bool = False
-) -> np.ndarray:
+) -> tuple[np.ndarray, list[PictureThings]]:
     """Integrates the images: predicted depth and classes, or without a predictor the measured depth.
 
-    Returns the sightings of objects (scene3d/objects.py) up to the fusion's largest depth; () without any.
-    `only_measured` drops predicted depth where no depth was measured. Raises ValueError when sizes differ.
+    Returns the sightings of objects (scene3d/objects.py) up to the fusion's largest depth, and the things of each
+    picture (scene3d/things.py); both empty where the predictor has no such task. `only_measured` drops predicted depth
+    where no depth was measured. Raises ValueError when sizes differ.
     """
-    sightings = [np.zeros(0, SIGHTING)]
-    by_object = task_giving("objects", predictor.tasks) if predictor else ""
+    sightings, things = [np.zeros(0, SIGHTING)], []
+    tasks = predictor.tasks if predictor else {}
+    by_object, by_thing = task_giving("objects", tasks), task_of_things(tasks)
     for number, shot in enumerate(tqdm(shots, unit="image", disable=not sys.stderr.isatty())):
         image, probabilities = read_image(shot.image), None
         if predictor is None:
@@ -194,7 +203,9 @@ def fuse(
             objects = predictor.tasks[by_object].in_space(predictions[by_object], camera)
             near = objects[objects["distance_m"] <= fusion.max_depth_m]
             sightings.append(sightings_of(near, camera, shot.pose, depth.shape, number))
-    return np.concatenate(sightings)
+        if by_thing:
+            things.append(pack_things(by_thing, tasks, predictions, depth, camera, shot.pose))
+    return np.concatenate(sightings), things
 
 
 def check_size(shot: Shot, depth: np.ndarray, image: np.ndarray) -> None:

@@ -40,6 +40,7 @@ __all__ = [
     "check_parts",
     "completed",
     "task_giving",
+    "task_of_things",
     "tasks_from_plain",
     "tasks_to_plain",
 ]
@@ -50,6 +51,12 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in (Segmentation, Depth
 def task_giving(what: str, tasks: Mapping[str, Task | type[Task]] = TASKS) -> str:
     """The name of the first task whose predictions hold `what` (Task.gives); "" = none does."""
     return next((name for name, task in tasks.items() if task.gives == what), "")
+
+
+def task_of_things(tasks: Mapping[str, Task]) -> str:
+    """The name of the first task that says which pixels are whose (Task.thing_map), outlines before boxes; "" = none
+    does."""
+    return task_giving("things", tasks) or task_giving("objects", tasks)
 
 
 def completed(found: Mapping[str, Tensor], tasks: Mapping[str, Task]) -> dict[str, Tensor]:

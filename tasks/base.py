@@ -27,6 +27,7 @@ from config import Config
 from geometry import Pixels, View
 from loss import Loss
 from metrics import Metrics, Protocol
+from tasks.single_things import ShowsThings
 from tasks.teaching import Teachable
 from tasks.together import TakesFromOthers
 from user_input.values import near
@@ -37,14 +38,13 @@ Target = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
-class Task(Teachable, TakesFromOthers, ABC):
+class Task(Teachable, TakesFromOthers, ShowsThings, ABC):
     """Base class of all tasks. Subclasses are frozen dataclasses of plain types, stored as they are in checkpoints."""
 
     name: ClassVar[str]
     best: ClassVar[str]  # the metric that decides which checkpoint is kept
     directions: ClassVar[Mapping[str, int]]  # metric -> 1: higher is better, -1: lower is better
-    gives: ClassVar[str] = ""  # of a prediction: "classes" or "metres" in each pixel, "objects"; "" = anything else
-    follows_camera: ClassVar[bool] = False  # whether `for_camera` changes anything
+    gives: ClassVar[str] = ""  # of a prediction: "classes" or "metres" in each pixel; "objects", "things"
     counted: ClassVar[str] = "pixels"  # what `difference` counts
     no_graph: ClassVar[str] = ""  # why its head cannot be in an exported graph; it runs in PyTorch alone then
     suffix: ClassVar[str] = ".png"  # of the files that `save` writes
@@ -260,15 +260,6 @@ class Task(Teachable, TakesFromOthers, ABC):
     def arrays(self, prediction: Tensor) -> list[np.ndarray]:
         """The prediction of each frame of the batch."""
         return list(prediction.cpu().numpy())
-
-    def for_camera(self, prediction: np.ndarray, zoom: float) -> np.ndarray:
-        """A frame's prediction, if its camera's focal length is `zoom` times that of the training's: by such a camera
-        things look as if they were nearer by this factor."""
-        return prediction
-
-    def in_space(self, prediction: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
-        """A frame's prediction with positions in metres, given its intrinsics fx, fy, cx, cy in pixels."""
-        return prediction
 
     def difference(self, found: Tensor, wanted: Tensor, tolerance: float) -> tuple[float, int, int]:
         """How two predictions differ: (largest difference of numbers, values that changed, values in all).

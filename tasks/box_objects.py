@@ -16,6 +16,17 @@ OBJECT = np.dtype([
 ])  # fmt: skip
 
 
+def fill_boxes(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Boxes (n, 4) x1, y1, x2, y2 in pixels -> (H, W) uint16: for each pixel, from 1 on, the smallest of the boxes that
+    cover its middle, 0 = none."""
+    found = np.zeros(size, np.uint16)
+    corners = np.ceil(np.clip(boxes, 0, [*size[::-1]] * 2) - 0.5).astype(int)
+    for k in np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable"):
+        left, top, right, bottom = corners[k]
+        found[top:bottom, left:right] = k + 1
+    return found
+
+
 def write_objects(path: Path, objects: np.ndarray, classes: Sequence[str], image: str, size: tuple[int, int]) -> None:
     """Writes {"image", "width", "height", "objects": [{"class", "score", "box", "distance_m", "xyz_m"}]}; null: not
     known. Of labels of a teacher, which have a field `ignore`, also "ignore": true for what is ignored."""

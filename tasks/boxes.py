@@ -26,7 +26,7 @@ from tasks.box_distance import distances
 from tasks.box_drawing import box_text, draw_boxes
 from tasks.box_files import boxes_at_size, open_boxes, read_box_section, read_boxes
 from tasks.box_kinds import KINDS, Cells, merged, mirrored
-from tasks.box_objects import OBJECT, write_objects
+from tasks.box_objects import OBJECT, fill_boxes, write_objects
 from tasks.box_selection import differing_boxes
 from tasks.box_survey import box_coverage, box_survey_lines, survey_boxes, suspicious_boxes
 from tasks.box_teaching import BoxTeaching
@@ -287,6 +287,10 @@ class Boxes(SharesClasses, BoxTeaching, Task):
         rays = np.stack([(x - camera["cx"]) / camera["fx"], (y - camera["cy"]) / camera["fy"], np.ones(len(x))], axis=1)
         placed["xyz_m"] = rays * prediction["distance_m"][:, None]
         return placed
+
+    def thing_map(self, prediction: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
+        """Of the boxes that cover a pixel, the smallest has it."""
+        return fill_boxes(prediction["box"], size), prediction
 
     def difference(self, found: Tensor, wanted: Tensor, tolerance: float) -> tuple[float, int, int]:
         """(largest difference of the corners of the same box in pixels, boxes without a counterpart, boxes in all).

@@ -78,6 +78,14 @@ def placed(record: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
     return found
 
 
+def numbered(record: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A record -> the place of each pixel's thing in `things`, from 1 on, 0 = none (H, W) uint16; and `things`."""
+    things = record["things"]
+    place = np.zeros(int(record["number"].max(initial=0)) + 1, np.uint16)
+    place[things["number"]] = np.arange(1, len(things) + 1)
+    return place[record["number"]], things
+
+
 def write_mask(record: np.ndarray, path: Path) -> None:
     """A 16-bit PNG, 256 * (class + 1) + number of each thing, 0 elsewhere."""
     write_png(path, mask_to_save(record["number"], record["class"]))

@@ -24,7 +24,7 @@ from tasks.instance_coco import CocoThings, outlines_in
 from tasks.instance_drawing import draw_record
 from tasks.instance_files import DIVISOR, PART, VOID
 from tasks.instance_grouping import CLASS, NUMBER, averaged, group, label_things, with_distances
-from tasks.instance_records import placed, record_of, record_of_label, write_mask, write_things
+from tasks.instance_records import numbered, placed, record_of, record_of_label, write_mask, write_things
 from tasks.instance_sections import (
     instances_at_size,
     open_instances,
@@ -50,6 +50,7 @@ class Instances(Task):
 
     name = "instances"
     best = "pq"
+    gives = "things"
     follows_camera = True  # its distances
     directions: ClassVar = DIRECTIONS
     shares_files = ("boxes",)
@@ -276,6 +277,9 @@ class Instances(Task):
 
     def in_space(self, prediction: np.ndarray, camera: Mapping[str, float]) -> np.ndarray:
         return placed(prediction, camera)
+
+    def thing_map(self, prediction: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
+        return numbered(prediction)
 
     # ------------------------------------------------------------------------------ pictures and files
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from conftest import ROOT
 
-from app import ALL, Viewer
 from config import Config
 from deploy.predictor import Predictor
 from drawing import class_palette
 from model import build_network
 from tasks import Boxes, Depth, Normals, Segmentation
+from webpage.viewer import ALL, Viewer
 
 MAX_PIXELS = 640 * 480
 SAMPLE = str(ROOT / "media" / "sample.jpg")

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from app_networks import MAX_PIXELS, SAMPLE, RandomNetworks
 
-import app
-from app import ALL, Viewer, choose, find_checkpoints, look, make_page
+from app import choose, find_checkpoints, look, make_page
 from deploy.predictor import Predictor
 from networks.checkpoints import SHIPPED
 from scene3d.fusion import Surface
@@ -19,6 +18,7 @@ from tasks import Boxes, Depth, Segmentation
 from tasks.box_objects import OBJECT
 from webpage.charts import CLOUD_POINTS, cloud_plot, hover_plot
 from webpage.tables import shares, things
+from webpage.viewer import ALL, ANSWERS_KEPT, NETWORKS_KEPT, Viewer
 
 TASK = Segmentation(classes=("wall", "a < b", "chair"), colors=((1, 2, 3), (40, 50, 60), (7, 8, 9)))
 
@@ -36,12 +36,12 @@ def test_a_row_for_each_object():
     objects = np.zeros(2, OBJECT)
     objects["score"], objects["class"], objects["distance_m"] = (0.914, 0.3), (1, 0), (2.304, np.nan)
     objects["xyz_m"] = ((0.4, -0.204, 2.304), (np.nan,) * 3)
-    rows = things(task, objects)
+    rows = things(task, objects, (9, 9))
     assert [row[1:] for row in rows] == [
         ["chair", "91%", "2.30 m", "0.40, -0.20, 2.30"],
         ["night stand", "30%", "", ""],
     ]
-    assert "rgb(40,50,60)" in rows[0][0] and things(task, objects[:0]) == []
+    assert "rgb(40,50,60)" in rows[0][0] and things(task, objects[:0], (9, 9)) == []
 
 
 def test_metres_under_the_pointer_are_those_of_their_pixels():
@@ -95,12 +95,14 @@ def test_without_checkpoints_all_runs_are_offered_or_the_weights_in_the_reposito
 def test_parts_of_the_page_for_tasks_that_a_network_lacks_are_hidden(tasks, tmp_path):
     pytest.importorskip("gradio")
     viewer = RandomNetworks((tasks,), tmp_path)
-    slider, chart, rows, objects, points, files, line = look(viewer, SAMPLE, tasks, ALL, tasks.split("+")[0], 60.0)
+    answer = look(viewer, SAMPLE, tasks, ALL, tasks.split("+")[0], 60.0)
+    slider, chart, rows, objects, points, seen, files, line = answer
     picture, over = slider["value"]
     assert picture.shape == over.shape and slider["visible"] and f"; {tasks.replace('+', ', ')}" in line
     depth, classes = "depth" in tasks, "segmentation" in tasks
     assert (chart["visible"], points["visible"], rows["visible"]) == (depth, depth, classes)
     assert (chart["value"] is None, points["value"] is None, bool(rows["value"])) == (not depth, not depth, classes)
+    assert seen["visible"] == (tasks != "normals") == (seen["value"] is not None)
     boxes = "boxes" in tasks
     assert objects["visible"] == bool(objects["value"]) == boxes
     suffixes = {".jpg"} | ({".png"} if tasks != "boxes" else set()) | ({".ply"} if depth else set())
@@ -130,16 +132,16 @@ def test_the_page_asks_for_nothing_when_it_is_loaded(tmp_path):
 
 def test_old_answers_go(tmp_path):
     viewer = RandomNetworks(("depth",), tmp_path)
-    first = viewer(SAMPLE, "depth", ALL, "", 60.0)[5]
+    first = viewer(SAMPLE, "depth", ALL, "", 60.0)[6]
     for _ in range(5):
         viewer(SAMPLE, "depth", ALL, "", 60.0)
-    assert not Path(first[0]).exists() and len(list(tmp_path.iterdir())) == app.ANSWERS_KEPT
+    assert not Path(first[0]).exists() and len(list(tmp_path.iterdir())) == ANSWERS_KEPT
 
 
 def test_names_of_results_are_whole(tmp_path):
     name = "living room, seen from the door on a Sunday afternoon in November, before anybody had tidied up (2)"
     shutil.copy(SAMPLE, tmp_path / f"{name}.jpg")
-    files = RandomNetworks(("depth",), tmp_path / "..")(str(tmp_path / f"{name}.jpg"), "depth", ALL, "", 60.0)[5]
+    files = RandomNetworks(("depth",), tmp_path / "..")(str(tmp_path / f"{name}.jpg"), "depth", ALL, "", 60.0)[6]
     assert f"{name}_depth.png" in {Path(file).name for file in files}
 
 
@@ -174,8 +176,8 @@ def test_the_oldest_network_goes_before_the_next_is_loaded(monkeypatch, tmp_path
         def __del__(self) -> None:
             alive.discard(self.path)
 
-    monkeypatch.setattr(app, "Predictor", Counted)
+    monkeypatch.setattr("webpage.viewer.Predictor", Counted)
     viewer = Viewer({name: Path(name) for name in "abc"}, tmp_path, "eager", "cpu", MAX_PIXELS)
     for name in "abcab":
         viewer.network(name)
-    assert max(most) == app.NETWORKS_KEPT
+    assert max(most) == NETWORKS_KEPT

@@ -16,9 +16,10 @@ import pytest
 from app_networks import SAMPLE, RandomNetworks, free_port
 from conftest import ROOT, only_error_line
 
-from app import ALL, serve
+from app import serve
 from webpage import guard
 from webpage.guard import delete_oldest, refusal
+from webpage.viewer import ALL
 
 
 @pytest.mark.parametrize(("host", "origin", "fine"), [

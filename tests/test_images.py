@@ -15,7 +15,6 @@ from conftest import ROOT
 from PIL import Image
 from test_layout import MODULES
 
-from app import Viewer
 from config import Config
 from dataset import Frames
 from folders import Folder, Frame
@@ -24,6 +23,7 @@ from images import MAX_PIXELS, MAX_SIDE, count_pixels, open_image, read_image, r
 from sources.validate import check_frame
 from tasks import Depth, Segmentation
 from tasks.depth import softplus
+from webpage.viewer import Viewer
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n(mark) (w) file closefile\nshowpage\n"
 

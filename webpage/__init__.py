@@ -1,1 +1,1 @@
-"""Parts of the web page of app.py: charts, and which requests are answered."""
+"""Parts of the web page of app.py: answers to pictures and clicks, charts, tables, and which requests are answered."""

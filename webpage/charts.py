@@ -18,13 +18,18 @@ HOVER_SIDE = 320  # values of the depth chart along a side
 CLOUD_POINTS = 20_000
 
 
+def chart_step(size: tuple[int, int]) -> int:
+    """Each so-many-th row and column of a frame of this size are in the chart."""
+    return -(-max(size) // HOVER_SIDE)
+
+
 def hover_plot(
     task: Task, depth: np.ndarray, ids: np.ndarray | None, classes: Sequence[str]
 ) -> plotly.graph_objects.Figure:
     """depth (H, W) in metres as a heat map; the pointer shows the value, and the class of ids (H, W)."""
     import plotly.graph_objects as go
 
-    step = -(-max(depth.shape) // HOVER_SIDE)
+    step = chart_step(depth.shape)
     seen, names = depth[::step, ::step], None
     if ids is not None:
         names = np.array([html.escape(name) for name in classes] + [""] * (256 - len(classes)), object)

@@ -22,11 +22,11 @@ def shares(task: Task, ids: np.ndarray, depth: np.ndarray | None) -> list[list[s
     return rows
 
 
-def things(task: Task, objects: np.ndarray) -> list[list[str]]:
-    """A row for each object of a prediction, best score first: HTML of its color, name, score, distance, position;
-    empty where they are not known."""
+def things(task: Task, prediction: np.ndarray, size: tuple[int, int]) -> list[list[str]]:
+    """A row for each thing of a frame of this size, best score first: HTML of its color, name, score, distance,
+    position; empty where they are not known."""
     rows = []
-    for item in objects:
+    for item in task.thing_map(prediction, size)[1]:
         name, color = task.classes[item["class"]].replace("_", " "), square(task.colors[item["class"]])
         metres = "" if np.isnan(item["distance_m"]) else f"{item['distance_m']:.2f} m"
         place = "" if np.isnan(item["xyz_m"]).any() else "{:.2f}, {:.2f}, {:.2f}".format(*item["xyz_m"])
