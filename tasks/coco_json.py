@@ -212,32 +212,20 @@ def parse_coco(path: Path) -> CocoFile:
 
 def parse_coco_stream(file: TextIO, path: Path) -> CocoFile:
     """`parse_coco` of a file that is open, perhaps inside an archive; `path` is its name in errors."""
-    found, seen = CocoFile(path), set()
-    stream = JsonStream(file, path)
+    found, stream = CocoFile(path), JsonStream(file, path)
     try:
-        if stream.peek() != "{":
-            stream.fail("a COCO file is a table with images, annotations and categories")
-        for key in stream.names():
-            if key not in ("images", "annotations", "categories"):
-                stream.skip()
-                continue
-            if key in seen or stream.peek() != "[":
-                stream.fail(f"{key} must be one list")
-            seen.add(key)
-            for number, entry in enumerate(stream.items()):
-                try:
-                    if key == "images":
-                        found.add_image(entry)
-                    elif key == "categories":
-                        found.add_category(entry)
-                    else:
-                        found.add_annotation(number, entry, stream.began, stream.position)
-                except ValueError as problem:
-                    stream.fail(f"{key}[{number}]: {problem}")
+        for key, number, entry in stream.lists(("images", "annotations", "categories"), "a COCO file"):
+            try:
+                if key == "images":
+                    found.add_image(entry)
+                elif key == "categories":
+                    found.add_category(entry)
+                else:
+                    found.add_annotation(number, entry, stream.began, stream.position)
+            except ValueError as problem:
+                stream.fail(f"{key}[{number}]: {problem}")
     except UnicodeDecodeError as problem:
         raise ValueError(f"{path}: not a UTF-8 text file ({problem.reason})") from None
-    if missing := {"images", "annotations", "categories"} - seen:
-        raise ValueError(f"{path}: it has no {', '.join(sorted(missing))}; a COCO file has all three")
     found.finish()
     return found
 

@@ -81,28 +81,17 @@ class PanopticFile:
 
 def parse_panoptic(path: Path) -> PanopticFile:
     """Raises FileNotFoundError, or ValueError with file and line."""
-    found, seen = PanopticFile(path), set()
+    found = PanopticFile(path)
     try:
         with open_json(path) as file:
             stream = JsonStream(file, path)
-            if stream.peek() != "{":
-                stream.fail("a panoptic json is a table with annotations and categories")
-            for key in stream.names():
-                if key not in ("annotations", "categories"):
-                    stream.skip()
-                    continue
-                if key in seen or stream.peek() != "[":
-                    stream.fail(f"{key} must be one list")
-                seen.add(key)
-                for number, entry in enumerate(stream.items()):
-                    try:
-                        found.add_category(entry) if key == "categories" else found.add_annotation(entry)
-                    except ValueError as problem:
-                        stream.fail(f"{key}[{number}]: {problem}")
+            for key, number, entry in stream.lists(("annotations", "categories"), "a panoptic json"):
+                try:
+                    found.add_category(entry) if key == "categories" else found.add_annotation(entry)
+                except ValueError as problem:
+                    stream.fail(f"{key}[{number}]: {problem}")
     except UnicodeDecodeError as problem:
         raise ValueError(f"{path}: not a UTF-8 text file ({problem.reason})") from None
-    if missing := {"annotations", "categories"} - seen:
-        raise ValueError(f"{path}: it has no {', '.join(sorted(missing))}; a panoptic json has both")
     return found
 
 

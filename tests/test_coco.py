@@ -137,7 +137,10 @@ def without(key: str) -> dict[str, object]:
         (coco_json({}, []), "it has no images"),
         (coco_json({**IMAGES, 31: coco_name(31)}, []), "000000000031.jpg is missing .1 of 4 frames are without"),
         (boxes().replace(b'"person"', b'"grass"'), "category 'grass' is not one of COCO's 80 classes"),
-        (boxes().replace(b'"images"', b'"pictures"'), "it has no images; a COCO file has all three"),
+        (
+            boxes().replace(b'"images"', b'"pictures"'),
+            "it has no images; a COCO file has images, annotations and categories",
+        ),
         (boxes()[:-40], "not readable as JSON"),
         (boxes()[:-1], "the file ends too early"),
         (b"", "the file ends too early"),

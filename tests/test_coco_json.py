@@ -169,7 +169,7 @@ IMAGE = '{"id": 1, "file_name": "a.png"}'
         ('{"images": [{"id": 1, "file_name": "a.pn', "all.json:1: not readable as JSON: Unterminated string"),
         ('{"images": [],\n "annotations": [],\n "categories" []}', "all.json:3: not readable as JSON: ':' was"),
         ('{"images": []\n "annotations": []}', "all.json:2: not readable as JSON"),
-        ('{"images": [], "annotations": []}', "it has no categories; a COCO file has all three"),
+        ('{"images": [], "annotations": []}', "it has no categories; a COCO file has images, annotations and cat"),
         ('{"images": {}}', "all.json:1: images must be one list"),
         ('{"images": [], "images": []}', "all.json:1: images must be one list"),
         ('{"images": [{"id": 1}]}', "images[0]: an image needs an id and a file_name"),

@@ -169,7 +169,7 @@ def changed(**other: object) -> dict[str, object]:
         (IDS, listed(categories=[{"id": 1, "name": "x"}]), r"categories\[0\]: a category needs isthing, 0 or 1"),
         (IDS, listed(categories=[{"id": [], "name": "x"}]), r"categories\[0\]: a category needs an id and a name"),
         (IDS, '{"annotations": [{"image_id": 1}]}', "an annotation of a panoptic json needs the file_name"),
-        (IDS, '{"annotations": []}', "json: it has no categories; a panoptic json has both"),
+        (IDS, '{"annotations": []}', "json: it has no categories; a panoptic json has annotations and categories"),
         (IDS, "[]", "json:1: a panoptic json is a table"),
         (IDS, "{", "json:1: the file ends too early"),
         (IDS, '{"annotations": {}}', "annotations must be one list"),

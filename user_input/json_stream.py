@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -108,6 +108,25 @@ class JsonStream:
             if more := self.peek() == ",":
                 self.at += 1
         self.take("}")
+
+    def lists(self, names: Sequence[str], what: str) -> Iterator[tuple[str, int, object]]:
+        """(name, number, value) of all values of the lists with these names, in a file that is one table; the rest is
+        left out. `what` is such a file, for errors: "a COCO file". Raises ValueError, also where a list is missing."""
+        listed = f"{', '.join(names[:-1])} and {names[-1]}"
+        if self.peek() != "{":
+            self.fail(f"{what} is a table with {listed}")
+        seen = set()
+        for name in self.names():
+            if name not in names:
+                self.skip()
+                continue
+            if name in seen or self.peek() != "[":
+                self.fail(f"{name} must be one list")
+            seen.add(name)
+            for number, value in enumerate(self.items()):
+                yield name, number, value
+        if missing := [name for name in names if name not in seen]:
+            raise ValueError(f"{self.path}: it has no {', '.join(missing)}; {what} has {listed}")
 
     def skip(self) -> None:
         if self.peek() == "[":
