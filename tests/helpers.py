@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from config import Config, make_config
 from drawing import class_palette
 from networks.encoders import PaperMobileNetV2
+from rooms import generate, raycast
+from rooms.raycast import Pinhole
 from tasks import Depth, Normals, Segmentation, Task
 
 ENCODERS = [
@@ -112,3 +117,27 @@ def published(classes: int = 40, normals: bool = False) -> nn.Module:
         for name in network.names:  # keep depth within some metres
             network.get_submodule(name).weight.mul_(0.3)
     return network.eval()
+
+
+def write_posed_room(
+    folder: Path, scene: raycast.Scene, values: np.ndarray, poses: Sequence[np.ndarray], size: tuple[int, int]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A room as a data set with poses, whose gray pictures of this height and width have their number in the first
+    pixel. Returns for each pose (camera to world) the exact depth (H, W), and the value of what each pixel sees."""
+    height, width = size
+    camera, frames, names = generate._intrinsics(width, height), [], []
+    for name in ("rgb", "poses"):
+        (folder / name).mkdir()
+    for number, pose in enumerate(poses):
+        depth, seen, _ = raycast.cast(scene, Pinhole(pose[:3, 3], pose[:3, :3], width, height, camera["fx"]))
+        frames.append((depth.astype(np.float32), values[seen]))
+        picture = np.full((height, width, 3), 128, np.uint8)
+        picture[0, 0] = number
+        cv2.imwrite(str(folder / f"rgb/{number:02d}.png"), picture)
+        np.savetxt(folder / f"poses/{number:02d}.txt", pose)
+        names.append(f"rgb/{number:02d}.png")
+    (folder / "all.txt").write_text("\n".join(names))
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(
+        {"name": "place", "splits": {"all": "all.txt"}, "columns": ["image"], "camera": camera, "poses": "poses"}
+    ))  # fmt: skip
+    return frames

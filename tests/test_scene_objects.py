@@ -11,14 +11,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import yaml
+from helpers import write_posed_room
 
 from deploy.field_of_view import FieldOfView
 from reconstruct import image_to_cloud, main, reconstruct
-from rooms import generate, raycast
+from rooms import generate
 from rooms.furnished_room import INSTANCE_DIVISOR, FurnishedRoom
 from rooms.item import THINGS
-from rooms.raycast import Pinhole
 from scene3d.floor_plan import draw_plan, from_above
 from scene3d.fusion import Surface
 from scene3d.objects import LEAST_RADIUS_M, SIGHTING, merge_sightings, sightings_of
@@ -144,16 +143,12 @@ class Exact:
 def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exact, dict[int, np.ndarray]]:
     """A room seen from 24 places as a data set with poses; what is seen; and each thing's corners in the world."""
     folder = tmp_path_factory.mktemp("place")
-    (folder / "rgb").mkdir()
-    (folder / "poses").mkdir()
     room = FurnishedRoom(np.random.default_rng(5))
     room.add_openings(1.0)
     room.furnish(lamp_on=False)
     scene, values = room.scene(), room.instances()
-    camera = generate._intrinsics(WIDTH, HEIGHT)
-    frames, names = [], []
-    middle = room.size / 2
-    for number, angle in enumerate(np.linspace(0, 2 * np.pi, 24, endpoint=False)):
+    middle, poses = room.size / 2, []
+    for angle in np.linspace(0, 2 * np.pi, 24, endpoint=False):
         forward = np.array([math.cos(angle), math.sin(angle), -0.35])
         forward /= np.linalg.norm(forward)
         right = np.array([math.sin(angle), -math.cos(angle), 0])
@@ -161,17 +156,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exact, dict[i
         pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], 1)
         pose[:3, 3] = middle - [1.1 * math.cos(angle), 1.1 * math.sin(angle), 0]
         pose[2, 3] = 1.6
-        depth, seen, _ = raycast.cast(scene, Pinhole(pose[:3, 3], pose[:3, :3], WIDTH, HEIGHT, camera["fx"]))
-        frames.append((depth.astype(np.float32), values[seen]))
-        picture = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
-        picture[0, 0] = number
-        cv2.imwrite(str(folder / f"rgb/{number:02d}.png"), picture)
-        np.savetxt(folder / f"poses/{number:02d}.txt", pose)
-        names.append(f"rgb/{number:02d}.png")
-    (folder / "all.txt").write_text("\n".join(names))
-    (folder / "dataset.yaml").write_text(yaml.safe_dump(
-        {"name": "place", "splits": {"all": "all.txt"}, "columns": ["image"], "camera": camera, "poses": "poses"}
-    ))  # fmt: skip
+        poses.append(pose)
+    frames = write_posed_room(folder, scene, values, poses, (HEIGHT, WIDTH))
     corners = {value: scene.corners[values == value].reshape(-1, 3) for value in np.unique(values[values > 0]).tolist()}
     return folder, Exact(frames), corners
 

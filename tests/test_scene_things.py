@@ -9,14 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import yaml
+from helpers import write_posed_room
 
 from deploy.field_of_view import FieldOfView
 from reconstruct import main, reconstruct
-from rooms import generate, raycast
 from rooms.furnished_room import INSTANCE_DIVISOR, FurnishedRoom
 from rooms.item import BOX, CABINET, SOFA, THINGS, Item
-from rooms.raycast import Pinhole
 from rooms.textures import Material
 from scene3d.floor_plan import page_axes
 from scene3d.posed_images import read_scan
@@ -159,15 +157,13 @@ def corners(place: int) -> list[np.ndarray]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[np.ndarray, np.ndarray]]]:
     """The room as a data set with poses, seen from 48 places; and what is seen."""
     folder = tmp_path_factory.mktemp("place")
-    for name in ("rgb", "poses"):
-        (folder / name).mkdir()
     room = FurnishedRoom(np.random.default_rng(0))
     room.size = np.array([5.5, 5.5, 2.5])
     room.shell = room._draw_shell()
     for label, parts, x, y, yaw in STANDING:
         room.stand(block(label, *parts), x, y, yaw, check=False)
     scene, values = room.scene(), room.instances()
-    camera, frames, names = generate._intrinsics(WIDTH, HEIGHT), [], []
+    poses = []
     for number, angle in enumerate(np.linspace(0, 4 * np.pi, 48, endpoint=False)):
         side = np.array([math.cos(angle), math.sin(angle)])
         position = np.array([*(2.75 + 2.5 * side), 1.3 + number / 48])
@@ -177,17 +173,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[np
         right /= np.linalg.norm(right)
         pose = np.eye(4)
         pose[:3, :3], pose[:3, 3] = np.stack([right, np.cross(forward, right), forward], 1), position
-        depth, seen, _ = raycast.cast(scene, Pinhole(position, pose[:3, :3], WIDTH, HEIGHT, camera["fx"]))
-        frames.append((depth.astype(np.float32), values[seen]))
-        picture = np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
-        picture[0, 0] = number
-        cv2.imwrite(str(folder / f"rgb/{number:02d}.png"), picture)
-        np.savetxt(folder / f"poses/{number:02d}.txt", pose)
-        names.append(f"rgb/{number:02d}.png")
-    (folder / "all.txt").write_text("\n".join(names))
-    (folder / "dataset.yaml").write_text(yaml.safe_dump(
-        {"name": "place", "splits": {"all": "all.txt"}, "columns": ["image"], "camera": camera, "poses": "poses"}
-    ))  # fmt: skip
+        poses.append(pose)
+    frames = write_posed_room(folder, scene, values, poses, (HEIGHT, WIDTH))
     return folder, frames
 
 
