@@ -27,7 +27,7 @@ from config import Config
 from geometry import Pixels, View
 from loss import Loss
 from metrics import Metrics, Protocol
-from tasks.single_things import ShowsThings
+from tasks.scene import InScene
 from tasks.teaching import Teachable
 from tasks.together import TakesFromOthers
 from user_input.values import near
@@ -38,7 +38,7 @@ Target = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
-class Task(Teachable, TakesFromOthers, ShowsThings, ABC):
+class Task(Teachable, TakesFromOthers, InScene, ABC):
     """Base class of all tasks. Subclasses are frozen dataclasses of plain types, stored as they are in checkpoints."""
 
     name: ClassVar[str]

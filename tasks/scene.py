@@ -1,4 +1,4 @@
-"""What a task answers about the things of a frame: where they are, and which pixels are theirs."""
+"""What a task answers about the scene in front of a camera: metres by another camera, places, single things."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from tasks.box_objects import OBJECT
 
 
-class ShowsThings:
-    """The part of `Task` about single things: a mixin, whose answers say that a prediction has none."""
+class InScene:
+    """The part of `Task` about the scene: a mixin, with the answers of a task that gives neither metres nor things."""
 
     follows_camera: ClassVar[bool] = False  # whether `for_camera` changes anything
 
