@@ -158,7 +158,7 @@ def side_by_side(panels: Sequence[Panel], lines: int = 0) -> np.ndarray:
     return sheet
 
 
-@lru_cache(maxsize=16)  # the frames of a video often have the same
+@lru_cache(maxsize=8)  # the frames of a video often have the same
 def caption(width: int, size: int, title: str, legend: Sequence[tuple[str, tuple[int, int, int]]]) -> np.ndarray:
     """The text below a panel, in letters of `size` pixels -> (as high as it needs, width, 3) uint8, read-only."""
     font = ImageFont.load_default(size)

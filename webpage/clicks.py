@@ -24,7 +24,7 @@ CENTIMETRES = 100  # of a metre: the unit of the distances, which have 16 bits
 
 CLICK_CSS = """
 .beside { display: flex; flex-wrap: wrap; gap: 1.5em; }
-.said { flex: 1 1 16em; font-size: 1.1em; }
+.said { flex: 1 1 8em; font-size: 1.1em; }
 .picture { position: relative; display: inline-block; max-width: 100%; line-height: 0; cursor: pointer; }
 .picture img { max-height: 480px; max-width: 100%; }
 .picture svg { position: absolute; inset: 0; width: 100%; height: 100%; }
