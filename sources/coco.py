@@ -1,14 +1,14 @@
-"""COCO 2017, boxes of 80 classes, as a data set folder: `python prepare.py coco`.
+"""COCO 2017, boxes and outlines of 80 classes, as a data set folder: `python prepare.py coco`.
 
 Each loader process would read the 470 MB of instances_train2017.json, which takes 15 s. Each frame gets a file of its
-own instead, in the same form: its entry of `images`, its `annotations` without the outlines, and their `categories`.
+own instead, in the same form: its entry of `images`, its `annotations` and their `categories`.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sources.archives import LABEL_FOLDERS, Member, Source, write_frames, write_image
+from sources.archives import LABEL_FOLDERS, Member, Source, refuse_full_disk, write_frames, write_image
 from sources.download import download
 from tasks import CLASS_LISTS
-from tasks.coco_json import CocoFile, parse_coco_stream
+from tasks.coco_json import MOST_FILE_BYTES, CocoFile, parse_coco
 from user_input.flags import Parser
 from user_input.values import ManyErrors
 from utils import refuse_existing
@@ -54,21 +54,25 @@ def command(argv: Sequence[str]) -> int:
         annotations, *images = (options.output.parent / address.rpartition("/")[2] for address in ARCHIVES)
         for file, (address, size) in zip((annotations, *images), ARCHIVES.items(), strict=True):
             download(address, size, file, "python prepare.py coco --images FILE FILE --annotations FILE")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         pictures = find_pictures([stack.enter_context(Source(path)) for path in images])
-        write(options.output, stack.enter_context(Source(annotations)), pictures)
+        source = stack.enter_context(Source(annotations))
+        unpacked = stack.enter_context(tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".coco-"))
+        write(options.output, source, pictures, Path(unpacked))
     return 0
 
 
-def write(output: Path, source: Source, pictures: Images) -> None:
-    """Raises ValueError when pictures of a split, or all of both, are missing."""
+def write(output: Path, source: Source, pictures: Images, unpacked: Path) -> None:
+    """Raises ValueError when pictures of a split, or all of both, are missing. `unpacked`: for the json files, until
+    all is written."""
     archive = f"annotations_trainval2017.zip ({URL})"
     files = source.find(r"instances_(train|val)2017\.json", "instances_train2017.json", archive)
     frames: list[tuple[str, Callable[[Path], dict[str, str]]]] = []
     known: set[str] = set()
     size = flat = 0
     for split in (split for split in SPLITS if (split,) in files):
-        labels = Labels(read_labels(files[split,]))
+        labels = read_labels(files[split,], unpacked)
         names = labels.names
         missing = [name for name in names if (name,) not in pictures]
         if len(missing) == len(names):  # the archive of the other split alone
@@ -121,11 +125,16 @@ def write_frame(labels: Labels, index: int, picture: Member, part: Path) -> dict
 # ---------------------------------------------------------------------------------------------- the json files
 
 
-def read_labels(member: Member) -> CocoFile:
+def read_labels(member: Member, unpacked: Path) -> Labels:
     """An instances_*.json. Raises ValueError for a file of another form, a bad box, and one of no image or class."""
-    where = Path(str(member))
-    with member.open() as file:
-        labels = parse_coco_stream(io.TextIOWrapper(file, encoding="utf-8-sig"), where)
+    where, path = Path(str(member)), member.source.path / member.name
+    if not member.source.path.is_dir():  # outlines are read from where they stand in the file
+        if member.size > MOST_FILE_BYTES:
+            raise ValueError(f"{where}: more than {MOST_FILE_BYTES:,} bytes, the most that is read of such a file")
+        refuse_full_disk(unpacked, member.size)
+        path = unpacked / where.name
+        member.copy(path)
+    labels = parse_coco(path, where)
     if faults := [line for lines in labels.faults.values() for line in lines]:
         raise ManyErrors(*faults)
     if not labels.names:
@@ -144,14 +153,14 @@ def read_labels(member: Member) -> CocoFile:
             raise ValueError(f"{labels.place(number)}: its image_id is none of the {len(labels.names):,} images")
         if kinds[kind] not in labels.categories:
             raise ValueError(f"{labels.place(number)}: category_id {kinds[kind]!r:.40} is none of the categories")
-    return labels
+    return Labels(labels, path)
 
 
 class Labels:
-    """The labels of one split, for one image after the other."""
+    """The labels of one split, for one image after the other. `path`: the json, which has the outlines."""
 
-    def __init__(self, file: CocoFile) -> None:
-        self.file = file
+    def __init__(self, file: CocoFile, path: Path) -> None:
+        self.file, self.path = file, path
         self.ids = list(file.ids)  # index -> image id
         self.kinds = list(file.kinds)  # number in file.kind -> category id
         self.indices = sorted(file.names)
@@ -164,23 +173,25 @@ class Labels:
         return [self.file.names[index] for index in self.indices]
 
     def of_image(self, index: int) -> dict[str, object]:
-        """What COCO's json says about one image, without the outlines, and without boxes that have no area.
+        """What COCO's json says about one image, without boxes that have no area.
 
         `id` of an annotation is its place in the official list, from 1 on.
         """
         file, image_id = self.file, self.ids[index]
         first, last = np.searchsorted(file.image, [index, index + 1])
-        rows = (first + np.flatnonzero(self.whole[first:last])).tolist()
-        annotations = [
-            {
-                "id": int(file.number[row]) + 1,
-                "image_id": image_id,
-                "category_id": self.kinds[file.kind[row]],
-                "bbox": file.boxes[row].tolist(),
-                "iscrowd": int(file.crowd[row]),
-            }
-            for row in rows
-        ]
+        annotations = []
+        with self.path.open("rb") as content:
+            for row in (first + np.flatnonzero(self.whole[first:last])).tolist():
+                entry = {
+                    "id": int(file.number[row]) + 1,
+                    "image_id": image_id,
+                    "category_id": self.kinds[file.kind[row]],
+                    "bbox": file.boxes[row].tolist(),
+                    "iscrowd": int(file.crowd[row]),
+                }
+                if outline := file.outline(row, content):
+                    entry["segmentation"] = outline
+                annotations.append(entry)
         height, width = file.sizes.get(index, (0, 0))
         used = sorted({item["category_id"] for item in annotations}, key=str)
         return {

@@ -201,32 +201,27 @@ def open_json(path: Path) -> TextIO:
     return path.open(encoding="utf-8-sig", newline="")
 
 
-def parse_coco(path: Path) -> CocoFile:
-    """Raises FileNotFoundError, or ValueError with file and line."""
+def parse_coco(path: Path, name: Path | None = None) -> CocoFile:
+    """Raises FileNotFoundError, or ValueError with file and line; `name` is the file's name in errors."""
     with open_json(path) as file:
-        found = parse_coco_stream(file, path)
+        found = CocoFile(name or path)
+        stream = JsonStream(file, found.path)
+        try:
+            for key, number, entry in stream.lists(("images", "annotations", "categories"), "a COCO file"):
+                try:
+                    if key == "images":
+                        found.add_image(entry)
+                    elif key == "categories":
+                        found.add_category(entry)
+                    else:
+                        found.add_annotation(number, entry, stream.began, stream.position)
+                except ValueError as problem:
+                    stream.fail(f"{key}[{number}]: {problem}")
+        except UnicodeDecodeError as problem:
+            raise ValueError(f"{found.path}: not a UTF-8 text file ({problem.reason})") from None
+    found.finish()
     with path.open("rb") as file:
         found.span[:, 0] += len(codecs.BOM_UTF8) * (file.read(3) == codecs.BOM_UTF8)
-    return found
-
-
-def parse_coco_stream(file: TextIO, path: Path) -> CocoFile:
-    """`parse_coco` of a file that is open, perhaps inside an archive; `path` is its name in errors."""
-    found, stream = CocoFile(path), JsonStream(file, path)
-    try:
-        for key, number, entry in stream.lists(("images", "annotations", "categories"), "a COCO file"):
-            try:
-                if key == "images":
-                    found.add_image(entry)
-                elif key == "categories":
-                    found.add_category(entry)
-                else:
-                    found.add_annotation(number, entry, stream.began, stream.position)
-            except ValueError as problem:
-                stream.fail(f"{key}[{number}]: {problem}")
-    except UnicodeDecodeError as problem:
-        raise ValueError(f"{path}: not a UTF-8 text file ({problem.reason})") from None
-    found.finish()
     return found
 
 

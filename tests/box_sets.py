@@ -39,12 +39,12 @@ def write_boxes(root: Path, section: dict[str, object], labels: dict[str, object
     return root
 
 
-def boxes_of(root: Path, split: str = "train") -> list[np.ndarray | None]:
+def boxes_of(root: Path, split: str = "train", task: str = "boxes") -> list[np.ndarray | None]:
     """The label of each frame as training and evaluation read it; None where nobody says."""
     folder = read_folder(root)
-    config = Config(tasks=("boxes",))
+    config = Config(tasks=(task,))
     frames = Frames(folder, read_list(folder, split), make_tasks(folder, config), config, train=False)
-    return [frames.read(index).get("boxes") for index in range(len(frames))]
+    return [frames.read(index).get(task) for index in range(len(frames))]
 
 
 def report_of(root: Path, capsys: pytest.CaptureFixture[str], faults: int = 1) -> str:

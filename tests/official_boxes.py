@@ -127,7 +127,8 @@ def coco_json(images: Mapping[int, str], annotations: list[dict[str, object]]) -
 
 
 def annotation(identity: int, image: int, category: int, bbox: list[float], iscrowd: int = 0) -> dict[str, object]:
-    outline: object = {"counts": [3, 4, 9], "size": [HEIGHT, WIDTH]} if iscrowd else [[1.5, 2, 3, 4.25, 5, 6]]
+    counts = {"counts": [3, 4, HEIGHT * WIDTH - 7], "size": [HEIGHT, WIDTH]}
+    outline: object = counts if iscrowd else [[1.5, 2, 3, 4.25, 5, 6]]
     return {
         "segmentation": outline, "area": 12.5, "iscrowd": iscrowd, "image_id": image, "bbox": bbox,
         "category_id": category, "id": identity,

@@ -13,10 +13,12 @@ from box_sets import boxes_of, report_of
 from conftest import only_holds, write_zip
 from official import Files, unpack
 from official_boxes import COCO_BOXES, annotation, coco, coco_json, coco_name
+from pycocotools import mask
 
 import prepare
 from sources import coco as source
 from tasks import CLASS_LISTS
+from tasks.instance_files import PART, VOID
 
 NAMES = ("train2017", "val2017", "annotations_trainval2017")
 
@@ -68,7 +70,7 @@ def test_coco(form: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None
     for item in boxes[9] + boxes[25]:
         official = COCO_BOXES[item["id"] - 1]
         assert item == {**{key: official[key] for key in item}, "id": item["id"]}
-        assert set(item) == {"id", "image_id", "category_id", "bbox", "iscrowd"}
+        assert set(item) == {"id", "image_id", "category_id", "bbox", "iscrowd", "segmentation"}
     assert boxes[30] == [] and [item["iscrowd"] for item in boxes[25]] == [0, 1]  # 30: nothing there
     assert found[25]["categories"] == [{"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}]
     assert found[30]["categories"] == []
@@ -81,6 +83,19 @@ def test_training_reads_the_boxes(here: Path, capsys: pytest.CaptureFixture[str]
     assert second == [[1.5, 2.25, 11.5, 23, 79, 0], [3, 4, 33, 34, 0, 1]]
     np.testing.assert_array_equal(boxes_of(here / "out", "val")[0][:, :6], [[5, 5, 12, 13, 0, 0]])
     report_of(here / "out", capsys, 0)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a byte order mark"])
+def test_training_reads_the_outlines(mark: bytes, here: Path) -> None:
+    """Of the first frame a triangle with corners (1.5, 2), (3, 4.25), (5, 6), which pycocotools draws."""
+    files = coco()
+    files[NAMES[2]][TRAIN] = mark + files[NAMES[2]][TRAIN]
+    run(here, files)
+    first, second, third = boxes_of(here / "out", task="instances")
+    rle = mask.frPyObjects([[1.5, 2, 3, 4.25, 5, 6]], 39, 53)
+    np.testing.assert_array_equal(first > 0, mask.decode(rle)[..., 0])
+    assert set(np.unique(second)) == {0, VOID, (CLASS_LISTS["coco80"].index("toothbrush") + 1) * PART + 1}
+    assert not third.any(), "nothing is there"
 
 
 def test_one_split_alone(here: Path) -> None:
