@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,24 @@ import cv2
 import numpy as np
 
 from benchmarks.latency import Reference
-from benchmarks.timing import MakeNetwork, Options, describe, in_turn, median_and_range, print_table, random_network
+from benchmarks.timing import (
+    MakeNetwork,
+    Options,
+    PeakMemory,
+    describe,
+    in_new_process,
+    in_turn,
+    median_and_range,
+    print_table,
+    random_network,
+)  # fmt: skip
 from config import Config
 from deploy.image_folder import Job, output_stems, predict_files
 from deploy.predictor import save_predictions
 from images import read_image
 from model import count_cost
 from tasks import TASKS
-from utils import whole_file
+from utils import setup_cpu, whole_file
 
 # ---------------------------------------------------------------------------------------------- folder
 
@@ -98,47 +108,75 @@ class Setting:
 
 
 AXES = {"size": "megapixels", "batch": "images", "classes": "classes", "tasks": "tasks"}  # series -> what x counts
+FULL_HD = (1080, 1920)
 
 
 def growth_series(height: int, width: int) -> dict[str, list[Setting]]:
     """{series: settings}; each series varies one thing and leaves the rest at one image, 40 classes + depth."""
-    sizes = [(height * quarters // 4, width * quarters // 4) for quarters in (2, 3, 4, 6, 8)]
+    sizes = [*((height * quarters // 4, width * quarters // 4) for quarters in (2, 3, 4, 6, 8)), FULL_HD]
+    sizes = sorted(set(sizes), key=lambda size: size[0] * size[1])
     return {
         "size": [Setting(rows * columns / 1e6, f"{columns}x{rows}", rows, columns) for rows, columns in sizes],
-        "batch": [Setting(count, str(count), height, width, batch=count) for count in (1, 2, 4, 8)],
+        "batch": [Setting(count, str(count), height, width, batch=count) for count in (1, 2, 4, 8, 16)],
         "classes": [Setting(count, str(count), height, width, classes=count) for count in (2, 10, 40, 150)],
         "tasks": [Setting(count, str(count), height, width, tasks=count) for count in range(1, len(TASKS) + 1)],
     }
 
 
 def measure_growth(
-    options: Options, encoders: Sequence[str], series: Mapping[str, Sequence[Setting]]
+    options: Options, encoders: Sequence[str], series: Mapping[str, Sequence[Setting]], threads: Sequence[int]
 ) -> list[dict[str, object]]:
-    """Milliseconds of the whole prediction in the fastest back end, for networks with random weights."""
+    """Milliseconds and MB of the whole prediction in the fastest back end, for networks with random weights.
+
+    Each number of `threads` is measured; memory is that of the last one.
+    """
     results = []
     for encoder in encoders:
         rows, config = [], Config(encoder=encoder, encoder_weights="none")
         for name, settings in series.items():
-            calls, costs = {}, {}
+            calls, points = {}, []
             for setting in settings:
-                own = dataclasses.replace(options, height=setting.height, width=setting.width)
-                names = list(TASKS)[: setting.tasks]
-                network = own.network(partial(random_network, config, setting.classes, names))
-                predictor, images = own.predictor(network), [own.picture()] * setting.batch
-                calls[setting.label] = partial(predictor.batch, images)
-                costs[setting.label] = count_cost(network, setting.height, setting.width)[1] * setting.batch
+                own = dataclasses.replace(options, height=setting.height, width=setting.width, threads=threads[-1])
+                make = partial(random_network, config, setting.classes, list(TASKS)[: setting.tasks])
+                cost = count_cost(own.network(make), setting.height, setting.width)[1] * setting.batch
+                memory = in_new_process(peak_mb, own, make, setting.batch)
+                for count in threads:
+                    setup_cpu(count)  # a back end takes its threads when it is opened
+                    call = partial(own.predictor(own.network(make)).batch, [own.picture()] * setting.batch)
+                    calls[setting.label, count] = partial(with_threads, count, call)
+                points.append({
+                    "encoder": encoder, "series": name, "value": setting.label, "x": setting.x, "multiply_adds": cost,
+                    "memory_mb": memory,
+                })  # fmt: skip
             times = in_turn(calls, options.device, options.repeats)
-            for setting in settings:
-                cost, own_times = costs[setting.label], times[setting.label]
-                rows.append([name, setting.label, f"{cost / 1e9:.2f} G", median_and_range(own_times, 1)])
-                point = {"encoder": encoder, "series": name, "value": setting.label, "x": setting.x}
-                results.append({**point, "multiply_adds": cost, "ms": own_times})
+            for point in points:
+                own_times = [times[point["value"], count] for count in threads]
+                cells = [median_and_range(values, 1) for values in own_times]
+                cost, memory = f"{point['multiply_adds'] / 1e9:.2f} G", f"{point['memory_mb']:.0f}"
+                rows.append([name, point["value"], cost, *cells, memory])
+                pairs = zip(threads, own_times, strict=True)
+                results += [{**point, "threads": count, "ms": values} for count, values in pairs]
+        columns = [f"ms a batch, {count} thread{'s' * (count > 1)}" for count in threads]
         print_table(
-            f"`{encoder}`, back end {predictor.backend.name}; one image of {options.width}x{options.height}, "
-            "40 classes + depth, unless it grows.",
-            ["what grows", "to", "multiply-adds", "ms a batch"], rows, options.repeats,
+            f"`{encoder}`, back end {call.func.__self__.backend.name}; one image of {options.width}x{options.height}, "
+            "40 classes + depth, unless it grows. Memory: by how much that of a new process rises.",
+            ["what grows", "to", "multiply-adds", *columns, "memory MB"], rows, options.repeats,
         )  # fmt: skip
     return results
+
+
+def with_threads(count: int, call: Callable[[], object]) -> object:
+    setup_cpu(count)
+    return call()
+
+
+def peak_mb(options: Options, make: MakeNetwork, batch: int) -> float:
+    """How far memory rises when a predictor is opened and predicts."""
+    setup_cpu(options.threads)
+    images = [options.picture()] * batch
+    with PeakMemory(options.device) as memory:
+        options.predictor(options.network(make)).batch(images)
+    return memory.mb
 
 
 def measure_tasks(
@@ -181,23 +219,34 @@ def measure_tasks(
 
 
 def plot_growth(results: Sequence[Mapping[str, object]], path: Path) -> None:
-    """`measure_growth` as a PNG: a chart for each series. Both axes are linear and start at 0."""
+    """`measure_growth` as a PNG: for each series a chart of the time and one of the memory. All axes are linear and
+    start at 0."""
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(item["series"] for item in results))
-    encoders = list(dict.fromkeys(item["encoder"] for item in results))
-    figure = Figure(figsize=(3.2 * len(names), 3), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    names, encoders, threads = (
+        list(dict.fromkeys(item[key] for item in results)) for key in ("series", "encoder", "threads")
+    )
+    figure = Figure(figsize=(3.2 * len(names), 5.4), layout="constrained")
+    charts = figure.subplots(2, len(names), squeeze=False)
+    for (upper, lower), name in zip(charts.T, names, strict=True):
         for encoder in encoders:
-            points = [item for item in results if item["series"] == name and item["encoder"] == encoder]
-            middles = [statistics.median(item["ms"]) for item in points]
-            axes.plot([item["x"] for item in points], middles, marker="o", label=encoder)
-        axes.set_title(name)
-        axes.set_xlabel(AXES[name])
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("ms a batch")
-    figure.axes[0].legend(fontsize=7)
+            for count in threads:
+                points = [
+                    item for item in results
+                    if (item["series"], item["encoder"], item["threads"]) == (name, encoder, count)
+                ]  # fmt: skip
+                places = [item["x"] for item in points]
+                label = encoder if len(threads) == 1 else f"{encoder}, {count} thread{'s' * (count > 1)}"
+                upper.plot(places, [statistics.median(item["ms"]) for item in points], marker="o", label=label)
+            lower.plot(places, [item["memory_mb"] for item in points], marker="o", label=encoder)
+        upper.set_title(name)
+        lower.set_xlabel(AXES[name])
+        for axes in (upper, lower):
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+    for axes, label in zip(charts[:, 0], ("ms a batch", "MB"), strict=True):
+        axes.set_ylabel(label)
+        axes.legend(fontsize=7)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -141,11 +141,14 @@ def test_a_video(trained, capsys):
 def test_growth(tmp_path, capsys):
     few = {"size": [Setting(0.004, "64x64", 64, 64), Setting(0.006, "96x64", 64, 96)],
            "tasks": [Setting(3, "3", 64, 64, classes=5, tasks=3)]}  # fmt: skip
-    results = measure_growth(Options(64, 64, 1, CPU), ("mobilenetv3_small_050",), few)
-    assert [(item["series"], item["value"], item["x"]) for item in results] == [
-        ("size", "64x64", 0.004), ("size", "96x64", 0.006), ("tasks", "3", 3)
+    results = measure_growth(Options(64, 64, 1, CPU), ("mobilenetv3_small_050",), few, (1, 2))
+    assert [(item["series"], item["value"], item["x"], item["threads"]) for item in results] == [
+        ("size", "64x64", 0.004, 1), ("size", "64x64", 0.004, 2), ("size", "96x64", 0.006, 1),
+        ("size", "96x64", 0.006, 2), ("tasks", "3", 3, 1), ("tasks", "3", 3, 2),
     ]  # fmt: skip
-    assert results[1]["multiply_adds"] > results[0]["multiply_adds"] and "| tasks | 3 |" in capsys.readouterr().out
+    assert results[2]["multiply_adds"] > results[0]["multiply_adds"] and results[0]["memory_mb"] > 1
+    printed = capsys.readouterr().out
+    assert "| tasks | 3 |" in printed and "ms a batch, 1 thread | ms a batch, 2 threads | memory MB" in printed
     plot_growth(results, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
@@ -156,13 +159,14 @@ def test_axes_of_growth_are_true_to_scale(monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(Axes, "plot", lambda self, x, y, **_: drawn.append((list(x), list(y))))
     series = growth_series(480, 640)
-    results = [{"encoder": "a", "series": name, "x": setting.x, "ms": [2.0]}
+    results = [{"encoder": "a", "series": name, "x": setting.x, "ms": [2.0], "memory_mb": 3.0, "threads": 1}
                for name, settings in series.items() for setting in settings]  # fmt: skip
     monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
     plot_growth(results, tmp_path / "growth.png")
-    by_name = dict(zip(series, drawn, strict=True))
-    assert by_name["batch"][0] == [1, 2, 4, 8] and by_name["classes"][0] == [2, 10, 40, 150]
-    assert by_name["size"][0][2] == pytest.approx(0.3072) and series["size"][-1].label == "1280x960"
+    assert [set(y) for _, y in drawn] == [{2.0}, {3.0}] * len(series), "a chart of the time, one of the memory"
+    by_name = dict(zip(series, drawn[::2], strict=True))
+    assert by_name["batch"][0] == [1, 2, 4, 8, 16] and by_name["classes"][0] == [2, 10, 40, 150]
+    assert by_name["size"][0][2] == pytest.approx(0.3072) and series["size"][-1].label == "1920x1080"
 
 
 def test_training_steps(script):
