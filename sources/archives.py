@@ -27,7 +27,7 @@ from sources.parallel import in_threads
 from utils import whole_folder
 
 CHUNK = 1 << 20  # bytes
-LABEL_FOLDERS = {"segmentation": "masks", "depth": "depth", "boxes": "boxes"}
+LABEL_FOLDERS = {"segmentation": "masks", "depth": "depth", "boxes": "boxes", "instances": "instances"}
 
 
 # ---------------------------------------------------------------------------------------------- zip archives

@@ -22,7 +22,7 @@ SEED = 0
 
 def command(argv: Sequence[str]) -> int:
     """`python prepare.py pennfudan`"""
-    parser = Parser(prog="prepare.py pennfudan", description="makes the Penn-Fudan folder: 128 + 42 frames, boxes")
+    parser = Parser(prog="prepare.py pennfudan", description="makes the Penn-Fudan folder: 128 + 42 frames, people")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--download", action="store_true", help="fetch PennFudanPed.zip (54 MB)")
     source.add_argument("--images", type=Path, metavar="PATH", help="PennFudanPed.zip or its folder")
@@ -38,13 +38,13 @@ def command(argv: Sequence[str]) -> int:
         description = {
             "name": "pennfudan",
             "splits": {"train": "train.txt", "val": "val.txt"},
-            "columns": ["image", "boxes"],
-            "boxes": {"format": "instances", "classes": ["person"]},
+            "columns": ["image", "instances"],
+            "instances": {"classes": ["person"], "stuff": ["background"]},
         }
         comment = (
             f"Penn-Fudan, by python prepare.py pennfudan; our split: shuffled with seed {SEED}, then the last quarter"
         )
-        counts = write_data_set(options.output, pairs, {"boxes": check_instances}, description, comment)
+        counts = write_data_set(options.output, pairs, {"instances": check_instances}, description, comment)
     if sum(counts.values()) != FRAMES:
         print(f"Penn-Fudan has {FRAMES} frames")
     return 0
@@ -59,7 +59,9 @@ def split_pairs(source: Source) -> list[Pair]:
     if len(images) < 4:
         raise ValueError(f"{source.path}: {len(images)} frames; the split needs 4, Penn-Fudan has {FRAMES}")
     val = validation_part(list(images))
-    return [Pair("val" if key in val else "train", *key, images[key], masks[key], "boxes") for key in sorted(images)]
+    return [
+        Pair("val" if key in val else "train", *key, images[key], masks[key], "instances") for key in sorted(images)
+    ]
 
 
 def validation_part(keys: Sequence[tuple[str, ...]]) -> set[tuple[str, ...]]:

@@ -31,6 +31,7 @@ from tasks.box_selection import differing_boxes
 from tasks.box_survey import box_coverage, box_survey_lines, survey_boxes, suspicious_boxes
 from tasks.box_teaching import BoxTeaching
 from tasks.classes import NO_CLASS, SharesClasses, check_classes, check_outputs
+from tasks.instance_sections import boxes_within
 from tasks.stored_boxes import StoredBoxes
 
 LEAST_VISIBLE = 0.5  # of a box in a view: what is seen less of is neither a thing to find nor background
@@ -51,6 +52,7 @@ class Boxes(SharesClasses, BoxTeaching, Task):
     counted = "boxes"
     directions: ClassVar = DIRECTIONS
     suffix = ".json"
+    shares_files = ("instances",)
 
     classes: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
@@ -66,6 +68,13 @@ class Boxes(SharesClasses, BoxTeaching, Task):
     @classmethod
     def read_section(cls, section: Mapping[str, object], where: str, root: Path = HERE) -> dict[str, object]:
         return read_box_section(section, where, root)
+
+    @classmethod
+    def section_within(
+        cls, other: Mapping[str, object], own: Mapping[str, object], where: str
+    ) -> dict[str, object] | None:
+        """Around the things of masks, and of COCO's json. A section of its own is that of files which no list names."""
+        return None if own else boxes_within(other)
 
     @classmethod
     def from_section(cls, section: Mapping[str, object], config: Config) -> Boxes:

@@ -18,7 +18,7 @@ from tasks.panoptic_files import PANOPTIC, open_panoptic_file, panoptic_codes
 from user_input.values import convert, near
 
 FORMATS = ("instances", "coco", *PANOPTIC)
-OF_BOXES = ("instances", "coco")  # formats of boxes whose files hold instances
+OF_BOXES = ("instances", "coco")  # formats of boxes and of instances alike
 ONLY_OURS = ("things", "stuff")
 
 
@@ -75,12 +75,25 @@ def _with_things(boxes: Mapping[str, object], own: Mapping[str, object], where: 
     return {**boxes, "things": tuple(name for name in classes if name in things), "stuff": stuff}
 
 
+def boxes_within(section: Mapping[str, object]) -> dict[str, object] | None:
+    """The section `boxes:` for files of this one; None for formats that give none."""
+    if section["format"] not in OF_BOXES:
+        return None
+    return {key: value for key, value in section.items() if key not in ONLY_OURS}
+
+
 def classes_within(section: Mapping[str, object]) -> dict[str, object] | None:
-    """`classes`, and `colors` where they are known, of a section whose files say what each pixel is; else None."""
+    """`classes`, and `colors` where they are known, of a section whose files say what each pixel is; else None.
+
+    Masks of things alone say it when there is one class of stuff: it is where no thing is.
+    """
     if section["format"] == "cityscapes":
         return {"classes": list(CITYSCAPES), "colors": [list(map(str, color)) for _, color in CITYSCAPES.values()]}
     if section["format"] in PANOPTIC and section["stuff"]:
         return {"classes": list(dict.fromkeys((*section["classes"], *section["stuff"])))}
+    if section["format"] == "instances" and len(section["stuff"]) == 1:
+        names = (*section["stuff"], *section["things"])
+        return {"classes": list(names)} if set(section["classes"]) <= set(names) else None
     return None
 
 

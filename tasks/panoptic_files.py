@@ -16,7 +16,7 @@ from tasks.box_formats import read_mask
 from tasks.cityscapes import name_of_number
 from tasks.classes import NO_CLASS
 from tasks.coco_panoptic import json_of, numbers_of, open_panoptic
-from tasks.instance_files import PART, VOID, numbers_in
+from tasks.instance_files import PART, VOID, numbers_in, read_codes
 from tasks.stored_boxes import StoredBoxes, class_index
 from user_input.values import ManyErrors
 
@@ -59,8 +59,16 @@ def panoptic_codes(path: Path, section: Mapping[str, object]) -> np.ndarray:
 
 
 def panoptic_classes(path: Path, section: Mapping[str, object], classes: tuple[str, ...]) -> np.ndarray:
-    """A panoptic file -> classes (H, W) uint8, 255 = none. Raises as `panoptic_codes` does."""
+    """A panoptic file, or a mask of things with one class of stuff -> classes (H, W) uint8, 255 = none.
+
+    Raises as `panoptic_codes` does.
+    """
     stored = StoredBoxes(path, classes, section["other_classes"])
+    if section["format"] not in PANOPTIC:
+        names = ("", *section["stuff"], *section["things"])  # of VOID, 0, PART, 2 * PART, ...
+        found = [class_index(name, classes) for name in names]
+        table = np.array([NO_CLASS if index is None else index for index in found], np.uint8)
+        return table[read_codes(path, section) // PART + 1]
 
     def kind(segment: Segment) -> int:
         index = class_index(segment.name, classes)

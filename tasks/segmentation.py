@@ -33,7 +33,7 @@ from tasks.classes import (
 )
 from tasks.dense import DenseTask
 from tasks.instance_sections import classes_within
-from tasks.panoptic_files import open_panoptic_file, panoptic_classes
+from tasks.panoptic_files import PANOPTIC, open_panoptic_file, panoptic_classes
 from tasks.survey import share_table
 from user_input.values import convert, near
 
@@ -129,7 +129,9 @@ class Segmentation(SharesClasses, DenseTask):
             check_outputs(self, head.channels)
 
     def open(self, path: Path, section: Mapping[str, object], image: Path) -> np.ndarray:
-        return open_panoptic_file(path, section["panoptic"])[0] if "panoptic" in section else read_label(path)
+        panoptic = section.get("panoptic")
+        whole = panoptic and panoptic["format"] in PANOPTIC
+        return open_panoptic_file(path, panoptic)[0] if whole else read_label(path)
 
     def read(self, path: Path, section: Mapping[str, object], image: Path) -> np.ndarray:
         if "panoptic" in section:

@@ -264,8 +264,21 @@ def test_the_stuff_of_coco_has_a_name():
     assert not set(stuff) & set(CLASS_LISTS["coco80"])
 
 
+def test_masks_with_one_stuff_say_the_class_of_each_pixel(tmp_path):
+    ids = np.array([[0, 7, 9, 255]], np.uint8)
+    section = {"classes": ["cat", "dog"], "values": {7: "dog", 9: "cat"}, "ignore": 255, "stuff": ["grass"]}
+    root = write_set(tmp_path, ids, section, "instances/a.png")
+    folder = read_folder(root)
+    assert folder.sections["segmentation"]["classes"] == ("grass", "cat", "dog")
+    assert labels_of(root, task="segmentation")[0].tolist() == [[0, 2, 1, 255]]
+    assert labels_of(root, task="boxes")[0][:, :5].tolist() == [[1, 0, 2, 1, 1], [2, 0, 3, 1, 0]]
+
+
 def test_other_formats_say_nothing_of_other_pixels(tmp_path):
-    assert Segmentation.section_within({"format": "instances", "classes": ("a",), "stuff": ()}, {}, "test") is None
+    masks = {"format": "instances", "classes": ("a", "b"), "things": ("a",), "stuff": ()}
+    for stuff in ((), ("c",), ("b", "c")):  # where `b` is, no thing is
+        assert Segmentation.section_within(masks | {"stuff": stuff}, {}, "test") is None
+    assert Segmentation.section_within(masks | {"stuff": ("b",)}, {}, "test")["classes"] == ("b", "a")
     assert Segmentation.section_within({"format": "coco", "classes": ("a",), "stuff": ("b",)}, {}, "test") is None
 
 

@@ -36,29 +36,32 @@ def test_pennfudan(form: str, here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert prepare.main(["pennfudan", "--images", images, "--output", "out"]) == 0
     printed = "out: 7 train frames, 2 val frames\nPenn-Fudan has 170 frames\n"
     assert capsys.readouterr().out == printed
-    only_holds(here / "out", "rgb", "boxes", "dataset.yaml", "train.txt", "val.txt")
+    only_holds(here / "out", "rgb", "instances", "dataset.yaml", "train.txt", "val.txt")
     assert yaml.safe_load((here / "out/dataset.yaml").read_text()) == {
         "name": "pennfudan",
         "splits": {"train": "train.txt", "val": "val.txt"},
-        "columns": ["image", "boxes"],
-        "boxes": {"format": "instances", "classes": ["person"]},
+        "columns": ["image", "instances"],
+        "instances": {"classes": ["person"], "stuff": ["background"]},
     }
     found = lists(here / "out")
     cells = sorted(found["train"] + found["val"])
     assert len(cells) == 9 and len(found["val"]) == 2
     labels = {
-        image: label
+        image: (label, classes)
         for split, lines in found.items()
-        for (image, _), label in zip(lines, boxes_of(here / "out", split), strict=True)
+        for (image, _), label, classes in zip(
+            lines, boxes_of(here / "out", split), boxes_of(here / "out", split, "segmentation"), strict=True
+        )
     }
-    for number, (image, boxes) in enumerate(cells):
+    for number, (image, mask) in enumerate(cells):
         name = Path(image).stem
-        assert (image, boxes) == (f"rgb/{name}.png", f"boxes/{name}.png") and name.endswith(f"Ped{number:05d}")
+        assert (image, mask) == (f"rgb/{name}.png", f"instances/{name}.png") and name.endswith(f"Ped{number:05d}")
         assert (here / "out" / image).read_bytes() == files[f"PennFudanPed/PNGImages/{name}.png"]
-        assert (here / "out" / boxes).read_bytes() == files[f"PennFudanPed/PedMasks/{name}_mask.png"]
-        np.testing.assert_array_equal(read_label(here / "out" / boxes), people(number))
-        label = labels[image][:, :6].tolist()
-        assert label == [[4, 3, 10 + number % 5, 20, 0, 0], [30, 10, 40, 30, 0, 0]]
+        assert (here / "out" / mask).read_bytes() == files[f"PennFudanPed/PedMasks/{name}_mask.png"]
+        np.testing.assert_array_equal(read_label(here / "out" / mask), people(number))
+        label, classes = labels[image]
+        np.testing.assert_array_equal(classes, people(number) > 0)  # 0 = background, 1 = person
+        assert label[:, :6].tolist() == [[4, 3, 10 + number % 5, 20, 0, 0], [30, 10, 40, 30, 0, 0]]
     report_of(here / "out", capsys, 0)
 
 
