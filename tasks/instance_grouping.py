@@ -23,14 +23,14 @@ FAR = -1e9  # of a place without a center: no number is smaller
 
 def group(raw: Tensor, size: tuple[int, int], least: float) -> Tensor:
     """raw (B, 3, h, w) -> grouped prediction for frames of this size, in which every pixel belongs to a thing of class
-    0 if there is one. `least` is the heat of a center.
+    0 if there is one. `least` is the heat of a center; raw output has its logit.
 
     Of the centers c, the nearest to where a pixel points, p, has the largest 2 p.c - c.c. That is linear in p, so the
     bilinear resize of small maps of it, one for each center, gives what resized offsets would.
     """
     raw = raw.float()
     height, width = raw.shape[-2:]
-    scores, rows, columns = peaks(raw[:, HEAT], least)
+    scores, rows, columns = peaks(raw[:, HEAT].sigmoid(), least)
     down = torch.arange(height, device=raw.device)[:, None] + raw[:, DOWN] - height / 2
     right = torch.arange(width, device=raw.device) + raw[:, RIGHT] - width / 2
     rows, columns = (rows - height / 2)[..., None, None], (columns - width / 2)[..., None, None]  # (B, n, 1, 1)

@@ -14,10 +14,10 @@ from loss import Loss, sum_over
 from tasks.instance_files import PART
 
 SIGMA_PX = 6.0  # of the Gaussian around a center: 1.5 cells at stride 4
-# Of the squared error, and of an offset's error in pixels. The paper's 200 and 0.01 are for pictures of 2049x1025, in
-# which the Gaussians fill a twentieth as much, and offsets are five times as long, as in those of 320 to 640 pixels.
+# Of the heat's loss, for Gaussians that fill a fiftieth of a picture, and of an offset's error in pixels. The paper's
+# 0.01 is for pictures of 2049x1025, with offsets five times as long as in those of 320 to 640 pixels.
 HEAT_WEIGHT, OFFSET_WEIGHT = 50.0, 0.02
-HEAT, DOWN, RIGHT = range(3)  # channels of raw output and of targets
+HEAT, DOWN, RIGHT = range(3)  # channels of raw output (its heat is a logit) and of targets
 
 
 def encode(codes: Tensor, pixels: Pixels) -> Tensor:
@@ -65,7 +65,7 @@ def weight_of(target: Tensor) -> float:
 
 
 def at_pixels(raw: Tensor, pixels: Pixels) -> Tensor:
-    """raw (B, 3, h, w) -> (B, 3, rows, columns): heat, and offsets in pixels of the view.
+    """raw (B, 3, h, w) -> (B, 3, rows, columns): logits of heat, and offsets in pixels of the view.
 
     In raw output they are in cells of its map: in units of 32 pixels, steps of Adam were too coarse.
     """
@@ -80,13 +80,17 @@ def _to_view(values: Tensor, raw: Tensor, size: tuple[int, int]) -> Tensor:
 def instance_loss(raw: Tensor, target: Tensor) -> Loss:
     """`at_pixels`' raw output and `encode`'s target, or raw output of any size and codes -> (sum, weight).
 
-    Both parts are divided by the labeled pixels, also the offsets, which only pixels of things have: so frames and
-    processes add up.
+    The heat's is the quality focal loss (Li et al., arXiv 2006.04388, equation 3, beta = 2): cross entropy to the
+    Gaussian, times the squared error. In docs/INSTANCES.md it is beside the paper's, the squared error alone. Both
+    parts are divided by the labeled pixels, also the offsets, which only pixels of things have: so frames and processes
+    add up.
     """
     if target.dim() == 3:
         size = tuple(target.shape[-2:])
         raw, target = _to_view(resize_raw(raw, size), raw, size), encode(target, Pixels(size))
     labeled, things = target[:, HEAT] >= 0, ~target[:, DOWN].isnan()
-    heat, weight = sum_over((raw[:, HEAT] - target[:, HEAT]).square(), labeled)
+    wanted, logit = target[:, HEAT].clamp(min=0), raw[:, HEAT].float()
+    entropy = F.binary_cross_entropy_with_logits(logit, wanted, reduction="none")
+    heat, weight = sum_over(entropy * (logit.sigmoid() - wanted).square(), labeled)
     off = (raw[:, DOWN:] - target[:, DOWN:].nan_to_num()).abs().sum(1)
     return HEAT_WEIGHT * heat + OFFSET_WEIGHT * sum_over(off, things)[0], weight

@@ -17,7 +17,7 @@ from config import Config
 from drawing import bars, class_palette
 from geometry import Pixels, View, resize_nearest
 from metrics import Protocol
-from networks.decoders import HEADS
+from networks.instance_head import InstanceHead
 from tasks.base import HERE, Size, Task
 from tasks.classes import NO_CLASS, check_classes, differing_classes
 from tasks.instance_coco import CocoThings, outlines_in
@@ -177,7 +177,7 @@ class Instances(Task):
     # ------------------------------------------------------------------------------ the network
 
     def head(self, channels: Sequence[int], strides: Sequence[int], config: Config) -> nn.Module:
-        return HEADS[config.head](channels[0], CHANNELS)
+        return InstanceHead(config.head, channels[0], CHANNELS)
 
     def thin(self, target: Tensor, pixels: Pixels) -> Tensor:
         """Heat and offsets at these pixels: centers are those of all pixels of the view."""

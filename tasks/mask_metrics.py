@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -42,15 +42,43 @@ class MaskMetrics:
 
     def add_frame(self, rows: np.ndarray, codes: np.ndarray) -> None:
         """Detections (D, 9 + 28 * 28), best first, and codes (H, W) of a frame."""
+        self.add_masks(rows[:, :7].copy(), codes, lambda which, count: shared_pixels(rows, which, count))
+
+    def add_codes(self, found: np.ndarray, scores: np.ndarray, codes: np.ndarray) -> None:
+        """Codes of found things, their scores, and codes of the label, (H, W) each, of a frame."""
+        corners = mask_boxes(found)
+        things = np.array(list(corners), np.int64)
+        number = np.searchsorted(things, found)
+        number[found <= 0] = len(things)  # no thing
+        rows = np.zeros((len(things), 7), np.float32)
+        rows[:, :4] = np.array(list(corners.values())).reshape(-1, 4)
+        rows[:, 5] = things // PART - 1
+        for row, (x1, y1, x2, _) in enumerate(corners.values()):
+            first = x1 + int((found[y1, x1:x2] == things[row]).argmax())
+            rows[row, 4] = scores[y1, first]  # all pixels of a thing have the same
+        order = np.argsort(-rows[:, 4], kind="stable")
+
+        def shared(which: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+            both = np.bincount((number * count + which).ravel(), minlength=(len(things) + 1) * count)
+            pixels = both.reshape(-1, count)[order]
+            return pixels, pixels.sum(1)
+
+        self.add_masks(rows[order], codes, shared)
+
+    def add_masks(
+        self, found: np.ndarray, codes: np.ndarray, share: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+    ) -> None:
+        """found (D, 7), best first, as of boxes; codes (H, W) of the label; share(numbers (H, W) below `count`, count):
+        how many pixels of each number each detection has (D, count), and how many in all (D,)."""
         corners = mask_boxes(codes)  # those below 0 are no things
         things, void = np.array(list(corners), np.int64), bool((codes == VOID).any())
         which, count = np.searchsorted(things, codes) + 2, len(things) + 2
         which[codes == 0], which[codes == VOID] = 0, 1
-        shared, areas = shared_pixels(rows, which, count)
+        shared, areas = share(which, count)
         truths = np.zeros((len(things), 7), np.float32)
         truths[:, :4] = np.array(list(corners.values())).reshape(-1, 4)
         truths[:, 4], truths[:, 6] = things // PART - 1, np.nan
-        found, pixels = rows[:, :7].copy(), np.bincount(which.ravel(), minlength=count)
+        pixels = np.bincount(which.ravel(), minlength=count)
         found[:, 6] = np.nan
         both = shared[:, 2:].astype(np.float64)
         of_masks = Shapes(

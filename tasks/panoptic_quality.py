@@ -1,4 +1,7 @@
-"""Panoptic quality: how well segments are found, things and stuff alike. Kirillov et al., arXiv 1801.00868."""
+"""Panoptic quality: how well segments are found, things and stuff alike. Kirillov et al., arXiv 1801.00868.
+
+Beside it the average precision of the things, for which a detector such as Mask R-CNN is known.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ import torch
 from torch import Tensor
 
 from tasks.instance_files import PART, VOID
-from tasks.instance_grouping import CLASS, NUMBER
+from tasks.instance_grouping import CLASS, NUMBER, SCORE
+from tasks.mask_metrics import MaskMetrics
 
 LEAST_IOU = 0.5  # of a segment and its match; above it there is at most one
 MOST_VOID = 0.5  # of a found segment: with more of it where nobody says, it is neither right nor wrong
 PARTS = ("", "_things", "_stuff")
-DIRECTIONS = {f"{name}{part}": 1 for part in PARTS for name in ("pq", "sq", "rq")}
+OF_THINGS = ("ap", "ap50", "box_ap", "box_ap50")
+DIRECTIONS = {f"{name}{part}": 1 for part in PARTS for name in ("pq", "sq", "rq")} | dict.fromkeys(OF_THINGS, 1)
 
 
 def codes_of(prediction: Tensor) -> Tensor:
@@ -24,7 +29,8 @@ def codes_of(prediction: Tensor) -> Tensor:
 
 
 class PanopticMetrics:
-    """Counts of matched, missing and false segments of each class, and the IoU of the matched ones of each frame.
+    """Counts of matched, missing and false segments of each class, and the IoU of the matched ones of each frame; and
+    `MaskMetrics` of the things, by their scores.
 
     Pixels without a class in the target do not count: they are taken out of both, as panopticapi does. Pixels without a
     class in the prediction are missing there.
@@ -34,11 +40,16 @@ class PanopticMetrics:
         self.things, self.stuff = tuple(things), tuple(stuff)
         self.counts = torch.zeros(3, len(self.things) + len(self.stuff), dtype=torch.int64)  # matched, false, missing
         self.overlaps: list[Tensor] = []  # (C,) sums of IoU, one for each frame
+        self.masks = MaskMetrics(self.things)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """prediction (B, 4, H, W); target (B, H, W) codes, where VOID and 0 mean that nobody says."""
-        for found, wanted in zip(codes_of(prediction), target, strict=True):
+        for found, scores, wanted in zip(codes_of(prediction), prediction[:, SCORE], target, strict=True):
             self.count_frame(found, wanted.long())
+            if not (wanted == VOID).all():
+                first_stuff = (len(self.things) + 1) * PART
+                things, truths = (torch.where(codes < first_stuff, codes, 0).cpu().numpy() for codes in (found, wanted))
+                self.masks.add_codes(things, scores.float().cpu().numpy(), truths)
 
     def count_frame(self, found: Tensor, wanted: Tensor) -> None:
         """Codes (H, W) of one frame each."""
@@ -71,11 +82,13 @@ class PanopticMetrics:
     def merge(self, other: PanopticMetrics) -> None:
         self.counts = self.counts + other.counts
         self.overlaps = self.overlaps + other.overlaps
+        self.masks.merge(other.masks)
 
     def compute(self) -> dict[str, float]:
         """pq = sq * rq of each class; their means over all classes that occur, over things, over stuff. In 0..1.
 
-        pq/NAME is that of a class. {} when no frame has a labeled segment.
+        pq/NAME is that of a class; ap and box_ap are those of the masks and boxes of things. {} when no frame has a
+        labeled segment.
         """
         if not self.overlaps:
             return {}
@@ -94,6 +107,8 @@ class PanopticMetrics:
                 if chosen:
                     values[f"{name}{part}"] = math.fsum(rows[i][place] for i in chosen) / len(chosen)
         names = (*self.things, *self.stuff)
+        precision = self.masks.compute()
+        values |= {name: precision[name] for name in OF_THINGS if name in precision}
         return values | {f"pq/{names[index]}": row[0] for index, row in rows.items()}
 
 

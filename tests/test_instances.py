@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def raw_for(codes: np.ndarray, stride: int = 4) -> torch.Tensor:
     size = codes.shape
     pixels = Pixels(size, stride, stride // 2, stride // 2)
     raw = encode(torch.from_numpy(codes)[None], pixels).nan_to_num()
-    raw[:, 0] = raw[:, 0].clamp(min=0)
+    raw[:, 0] = raw[:, 0].clamp(min=0).logit(1e-4)
     raw[:, 1:] /= stride
     return raw
 
@@ -182,11 +183,12 @@ def test_centers_are_those_of_the_whole_view_at_any_stride():
 
 
 def test_nothing_there_is_learned_and_nobody_says_is_not():
-    raw = torch.ones(2, 3, 8, 10, requires_grad=True)
+    raw = torch.zeros(2, 3, 8, 10, requires_grad=True)
     codes = torch.from_numpy(np.stack([np.zeros(SIZE, np.int32), TASK.no_label(*SIZE)]))
     value, weight = TASK.loss(raw, codes)
     value.backward()
-    assert value.item() == pytest.approx(HEAT_WEIGHT * 32 * 40) and weight == TASK.weight(codes) == 32 * 40
+    wanted = HEAT_WEIGHT * 32 * 40 * math.log(2) * 0.5**2  # half a center everywhere
+    assert value.item() == pytest.approx(wanted) and weight == TASK.weight(codes) == 32 * 40
     assert raw.grad[0, 0].all() and not raw.grad[1].any() and not raw.grad[0, 1:].any()
 
 
@@ -196,7 +198,7 @@ def test_offsets_are_learned_in_pixels_of_things_alone():
     off, weight = TASK.loss(torch.zeros(1, 3, *SIZE), codes)
     target = encode(codes, Pixels(SIZE))
     far = 2 * 8 * 2 * (3.5 + 2.5 + 1.5 + 0.5)  # two axes, 8 lines, to both sides of the center
-    wanted = HEAT_WEIGHT * float(target[0, 0].square().sum()) + OFFSET_WEIGHT * far
+    wanted = HEAT_WEIGHT * float((math.log(2) * (target[0, 0] - 0.5).square()).sum()) + OFFSET_WEIGHT * far
     assert float(off) == pytest.approx(wanted, rel=1e-5) and weight == 32 * 40
     good = TASK.loss(perfect, torch.from_numpy(TWO)[None])[0]
     assert good < 0.2 * TASK.loss(torch.zeros_like(perfect), torch.from_numpy(TWO)[None])[0]
@@ -229,7 +231,7 @@ def test_a_mirrored_view_moves_labels_and_its_targets():
 
 def brute_force(raw: torch.Tensor, size: tuple[int, int], least: float) -> np.ndarray:
     """The number of each pixel's thing, by resized offsets and all distances."""
-    scores, rows, columns = (item[0] for item in peaks(raw[:, 0], least))
+    scores, rows, columns = (item[0] for item in peaks(raw[:, 0].sigmoid(), least))
     _, _, height, width = raw.shape
     grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
     points = torch.nn.functional.interpolate(grid[None] + raw[:, 1:], size, mode="bilinear", align_corners=False)[0]
@@ -240,7 +242,7 @@ def brute_force(raw: torch.Tensor, size: tuple[int, int], least: float) -> np.nd
 @pytest.mark.parametrize("seed", range(4))
 def test_pixels_go_to_the_center_that_they_point_at(seed):
     torch.manual_seed(seed)
-    raw = torch.cat([torch.rand(1, 1, 12, 15), 3 * torch.randn(1, 2, 12, 15)], dim=1)
+    raw = torch.cat([torch.rand(1, 1, 12, 15).logit(), 3 * torch.randn(1, 2, 12, 15)], dim=1)
     grouped = group(raw, (95, 121), 0.5)
     assert grouped.shape == (1, 4, 95, 121) and grouped[:, NUMBER].amax() > 3
     same = grouped[0, NUMBER].numpy() == brute_force(raw, (95, 121), 0.5)
@@ -253,12 +255,13 @@ def test_a_perfect_head_gives_its_label_back():
     found = label_things(grouped, classes, len(TASK.classes))
     metrics = TASK.metrics(None)
     metrics.update(found, TASK.complete_target(torch.from_numpy(TWO)[None], {}, {}))
-    assert metrics.compute()["pq_things"] == 1
+    measured = metrics.compute()
+    assert measured["pq_things"] == 1 and measured["ap"] == measured["box_ap"] == pytest.approx(1)
     assert set(found[0, CLASS].unique().tolist()) == {0, 1, 2} and not found[0, NUMBER][found[0, CLASS] == 2].any()
 
 
 def test_without_a_center_there_is_no_thing():
-    grouped = group(torch.zeros(2, 3, 8, 10), SIZE, 0.1)
+    grouped = group(torch.full((2, 3, 8, 10), -3.0), SIZE, 0.1)
     assert not grouped[:, NUMBER].any() and (grouped[:, CLASS] == -1).all()
     found = label_things(grouped, torch.zeros(2, *SIZE, dtype=torch.long), 2)
     assert (found[:, CLASS] == -1).all(), "pixels with a thing's class that belong to none"

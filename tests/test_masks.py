@@ -227,12 +227,25 @@ def detections(rng: np.random.Generator, codes: np.ndarray, count: int) -> np.nd
     return rows[np.argsort(-rows[:, 4], kind="stable")]
 
 
-def official(frames: list[tuple[np.ndarray, np.ndarray]], kind: str) -> dict[str, float]:
+Found = tuple[np.ndarray, int, float, list[float]]  # mask (H, W), class, score, x1, y1, x2, y2
+
+
+def pasted(rows: np.ndarray) -> list[Found]:
+    found = []
+    for row in rows:
+        left, top, own = paste(row)
+        whole = np.zeros(SIZE, np.uint8)
+        whole[top : top + own.shape[0], left : left + own.shape[1]] = own
+        found.append((whole, int(row[5]), float(row[4]), row[:4].astype(float).tolist()))
+    return found
+
+
+def official(frames: list[tuple[list[Found], np.ndarray]], kind: str) -> dict[str, float]:
     """pycocotools' numbers for detections and codes; kind: segm | bbox."""
     data: dict[str, list] = {"images": [], "annotations": [], "info": []}
     data["categories"] = [{"id": number + 1, "name": name} for number, name in enumerate(CLASSES)]
     results = []
-    for image, (rows, codes) in enumerate(frames, 1):
+    for image, (detected, codes) in enumerate(frames, 1):
         data["images"].append({"id": image, "height": SIZE[0], "width": SIZE[1]})
         regions = [(codes == code, int(code) // PART, 0) for code in np.unique(codes[codes > 0])]
         if (codes == VOID).any():
@@ -243,12 +256,8 @@ def official(frames: list[tuple[np.ndarray, np.ndarray]], kind: str) -> dict[str
                 "id": len(data["annotations"]) + 1, "image_id": image, "category_id": category, "iscrowd": crowd,
                 "segmentation": rle, "area": int(mask.sum()), "bbox": coco_mask.toBbox(rle).tolist(),
             })  # fmt: skip
-        for row in rows:
-            left, top, own = paste(row)
-            whole = np.zeros(SIZE, np.uint8)
-            whole[top : top + own.shape[0], left : left + own.shape[1]] = own
-            found = {"image_id": image, "category_id": int(row[5]) + 1, "score": float(row[4])}
-            x1, y1, x2, y2 = row[:4].astype(float).tolist()
+        for whole, category, score, (x1, y1, x2, y2) in detected:
+            found = {"image_id": image, "category_id": category + 1, "score": score}
             found |= {"segmentation": coco_mask.encode(np.asfortranarray(whole))} if kind == "segm" else {
                 "bbox": [x1, y1, x2 - x1, y2 - y1]}  # fmt: skip
             results.append(found)
@@ -289,7 +298,7 @@ def measured(frames: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
 @pytest.mark.parametrize("void", [False, True])
 def test_average_precision_is_that_of_pycocotools(void):
     frames = made_frames(void)
-    found = measured(frames)
+    found, frames = measured(frames), [(pasted(rows), codes) for rows, codes in frames]
     wanted = official(frames, "segm")
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-9)
     assert 0.1 < found["ap"] < 0.9 and {"ap_small", "ap_medium"} <= wanted.keys()
@@ -299,8 +308,29 @@ def test_average_precision_is_that_of_pycocotools(void):
             {name: boxes[name] for name in ("ap", "ap50", "ap75")}, abs=1e-9
         )
     empty = MaskMetrics(CLASSES)
-    empty.update(torch.from_numpy(frames[0][0])[None], torch.full((1, *SIZE), VOID))
+    empty.update(torch.from_numpy(made_frames(void)[0][0])[None], torch.full((1, *SIZE), VOID))
     assert empty.compute() == {}
+
+
+@pytest.mark.parametrize("void", [False, True])
+def test_average_precision_of_things_that_share_no_pixels_is_that_of_pycocotools(void):
+    """Maps as the task `instances` gives them: a number for each thing, with its class and its score."""
+    metrics, frames = MaskMetrics(CLASSES), []
+    for rows, codes in made_frames(void):
+        found, scores, regions = np.full(SIZE, VOID, np.int64), np.zeros(SIZE, np.float32), []
+        for number, (whole, category, score, _) in reversed(list(enumerate(pasted(rows[:8]), 1))):
+            found[whole > 0], scores[whole > 0] = (category + 1) * PART + number, score
+        for code in np.unique(found[found > 0]).tolist():
+            mask = found == code
+            ys, xs = np.nonzero(mask)
+            box = [float(xs.min()), float(ys.min()), xs.max() + 1.0, ys.max() + 1.0]
+            regions.append((mask.astype(np.uint8), code // PART - 1, float(scores[mask][0]), box))
+        metrics.add_codes(found, scores, codes)
+        frames.append((regions, codes))
+    wanted, found = official(frames, "segm"), metrics.compute()
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-9) and 0.05 < found["ap"] < 0.9
+    if not void:
+        assert found["box_ap"] == pytest.approx(official(frames, "bbox")["ap"], abs=1e-9)
 
 
 # ---------------------------------------------------------------------------------------------- the task
