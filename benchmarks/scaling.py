@@ -24,7 +24,8 @@ from benchmarks.timing import (
     median_and_range,
     print_table,
     random_network,
-)  # fmt: skip
+    some_tasks,
+)
 from config import Config
 from deploy.image_folder import Job, output_stems, predict_files
 from deploy.predictor import save_predictions
@@ -109,6 +110,7 @@ class Setting:
 
 AXES = {"size": "megapixels", "batch": "images", "classes": "classes", "tasks": "tasks"}  # series -> what x counts
 FULL_HD = (1080, 1920)
+IN_GRAPHS = [name for name, task in some_tasks(2, len(TASKS)).items() if not task.no_graph]  # of every back end
 
 
 def growth_series(height: int, width: int) -> dict[str, list[Setting]]:
@@ -119,7 +121,7 @@ def growth_series(height: int, width: int) -> dict[str, list[Setting]]:
         "size": [Setting(rows * columns / 1e6, f"{columns}x{rows}", rows, columns) for rows, columns in sizes],
         "batch": [Setting(count, str(count), height, width, batch=count) for count in (1, 2, 4, 8, 16)],
         "classes": [Setting(count, str(count), height, width, classes=count) for count in (2, 10, 40, 150)],
-        "tasks": [Setting(count, str(count), height, width, tasks=count) for count in range(1, len(TASKS) + 1)],
+        "tasks": [Setting(count, str(count), height, width, tasks=count) for count in range(1, len(IN_GRAPHS) + 1)],
     }
 
 
@@ -132,12 +134,12 @@ def measure_growth(
     """
     results = []
     for encoder in encoders:
-        rows, config = [], Config(encoder=encoder, encoder_weights="none")
+        config = Config(encoder=encoder, encoder_weights="none")
         for name, settings in series.items():
-            calls, points = {}, []
+            rows, calls, points = [], {}, []
             for setting in settings:
                 own = dataclasses.replace(options, height=setting.height, width=setting.width, threads=threads[-1])
-                make = partial(random_network, config, setting.classes, list(TASKS)[: setting.tasks])
+                make = partial(random_network, config, setting.classes, IN_GRAPHS[: setting.tasks])
                 cost = count_cost(own.network(make), setting.height, setting.width)[1] * setting.batch
                 memory = in_new_process(peak_mb, own, make, setting.batch)
                 for count in threads:
@@ -153,15 +155,16 @@ def measure_growth(
                 own_times = [times[point["value"], count] for count in threads]
                 cells = [median_and_range(values, 1) for values in own_times]
                 cost, memory = f"{point['multiply_adds'] / 1e9:.2f} G", f"{point['memory_mb']:.0f}"
-                rows.append([name, point["value"], cost, *cells, memory])
+                rows.append([point["value"], cost, *cells, memory])
                 pairs = zip(threads, own_times, strict=True)
                 results += [{**point, "threads": count, "ms": values} for count, values in pairs]
-        columns = [f"ms a batch, {count} thread{'s' * (count > 1)}" for count in threads]
-        print_table(
-            f"`{encoder}`, back end {call.func.__self__.backend.name}; one image of {options.width}x{options.height}, "
-            "40 classes + depth, unless it grows. Memory: by how much that of a new process rises.",
-            ["what grows", "to", "multiply-adds", *columns, "memory MB"], rows, options.repeats,
-        )  # fmt: skip
+            columns = [f"ms a batch, {count} thread{'s' * (count > 1)}" for count in threads]
+            print_table(
+                f"`{encoder}`, back end {call.func.__self__.backend.name}; one image of "
+                f"{options.width}x{options.height}, 40 classes + depth, unless it grows. Memory: by how much that of a "
+                "new process rises.",
+                [name, "multiply-adds", *columns, "memory MB"], rows, options.repeats,
+            )  # fmt: skip
     return results
 
 
