@@ -54,11 +54,11 @@ def command(argv: Sequence[str]) -> int:
         annotations, *images = (options.output.parent / address.rpartition("/")[2] for address in ARCHIVES)
         for file, (address, size) in zip((annotations, *images), ARCHIVES.items(), strict=True):
             download(address, size, file, "python prepare.py coco --images FILE FILE --annotations FILE")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    on_the_disk = next(folder for folder in options.output.absolute().parents if folder.is_dir())
     with ExitStack() as stack:
         pictures = find_pictures([stack.enter_context(Source(path)) for path in images])
         source = stack.enter_context(Source(annotations))
-        unpacked = stack.enter_context(tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".coco-"))
+        unpacked = stack.enter_context(tempfile.TemporaryDirectory(dir=on_the_disk, prefix=".coco-"))
         write(options.output, source, pictures, Path(unpacked))
     return 0
 
