@@ -139,7 +139,7 @@ def test_a_video(trained, capsys):
 
 
 def test_growth(tmp_path, capsys):
-    few = {"size": [Setting(0.004, "64x64", 64, 64)], "tasks": [Setting(3, "3", 64, 96, classes=5, tasks=3)]}
+    few = {"size": [Setting(0.004, "64x64", 64, 64)], "tasks": [Setting(3, "3", 128, 96, classes=5, tasks=3)]}
     results = measure_growth(Options(64, 64, 1, CPU), ("mobilenetv3_small_050",), few, (1, 2))
     assert [(item["series"], item["value"], item["x"], item["threads"]) for item in results] == [
         ("size", "64x64", 0.004, 1), ("size", "64x64", 0.004, 2), ("tasks", "3", 3, 1), ("tasks", "3", 3, 2),
