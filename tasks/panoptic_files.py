@@ -66,9 +66,14 @@ def panoptic_classes(path: Path, section: Mapping[str, object], classes: tuple[s
     stored = StoredBoxes(path, classes, section["other_classes"])
     if section["format"] not in PANOPTIC:
         names = ("", *section["stuff"], *section["things"])  # of VOID, 0, PART, 2 * PART, ...
-        found = [class_index(name, classes) for name in names]
-        table = np.array([NO_CLASS if index is None else index for index in found], np.uint8)
-        return table[read_codes(path, section) // PART + 1]
+        which = read_codes(path, section) // PART + 1
+        table = np.full(len(names), NO_CLASS, np.uint8)
+        for place in numbers_in(which).tolist():
+            if (index := class_index(names[place], classes)) is not None:
+                table[place] = index
+            elif names[place] and stored.other_classes == "error":
+                raise ValueError(f"{path}: {stored.unknown(names[place])}")
+        return table[which]
 
     def kind(segment: Segment) -> int:
         index = class_index(segment.name, classes)

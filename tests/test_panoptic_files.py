@@ -271,6 +271,9 @@ def test_masks_with_one_stuff_say_the_class_of_each_pixel(tmp_path):
     folder = read_folder(root)
     assert folder.sections["segmentation"]["classes"] == ("grass", "cat", "dog")
     assert labels_of(root, task="segmentation")[0].tolist() == [[0, 2, 1, 255]]
+    fewer = folder.sections["segmentation"] | {"classes": ("dog", "cat"), "colors": ((0, 0, 0), (1, 1, 1))}
+    with pytest.raises(ValueError, match=r"a\.png: .*grass"):
+        Segmentation.from_section(fewer, Config()).read(root / "instances/a.png", fewer, root / "rgb/a.png")
     assert labels_of(root, task="boxes")[0][:, :5].tolist() == [[1, 0, 2, 1, 1], [2, 0, 3, 1, 0]]
 
 
