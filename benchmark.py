@@ -67,22 +67,13 @@ def list_of(read: Callable[[str], Item]) -> Callable[[str], tuple[Item, ...]]:
     return read_all
 
 
-THREADS = number(int, least=0, most=1024)
-
-
-def make_parser(
-    command: str, repeats: int, precision: str | None = "auto", threads: Callable[[str], object] = THREADS
-) -> Parser:
-    """A parser with the options of all commands. precision: the default, None = the command has no choice. threads: how
-    --threads is read; a command that compares several numbers takes a list."""
+def make_parser(command: str, repeats: int, precision: str | None = "auto") -> Parser:
+    """A parser with the options of all commands. precision: the default, None = the command has no choice."""
     parser = Parser(prog=f"benchmark.py {command}")
     parser.add_argument("--repeats", type=positive_int, default=repeats, help=f"default: {repeats}")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N")
-    several = threads is not THREADS
-    parser.add_argument(
-        "--threads", type=threads, default=(torch.get_num_threads(),) if several else 0,
-        metavar="N,N,..." if several else "N", help="CPU threads; default: torch's choice",
-    )  # fmt: skip
+    threads = number(int, least=0, most=1024)
+    parser.add_argument("--threads", type=threads, default=0, help="CPU threads; 0 = torch's choice")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every single time into this file")
     if precision:
         parser.add_argument("--precision", default=precision, choices=PRECISIONS)
@@ -119,9 +110,8 @@ def networks_from(parser: Parser, arguments: argparse.Namespace) -> dict[str, Ma
 def options_from(arguments: argparse.Namespace, precision: str = "") -> Options:
     height, width = arguments.size
     device = pick_device(arguments.device)
-    threads = arguments.threads if isinstance(arguments.threads, int) else 0  # who takes several sets them
-    setup_cpu(threads)
-    return Options(height, width, arguments.repeats, device, precision or arguments.precision, threads)
+    setup_cpu(arguments.threads)
+    return Options(height, width, arguments.repeats, device, precision or arguments.precision, arguments.threads)
 
 
 def start(device: torch.device) -> str:
@@ -207,15 +197,17 @@ def measured_as_a_whole(
 
 
 def growth(words: Sequence[str]) -> None:
-    parser = make_parser("growth", 20, threads=list_of(number(int, least=1, most=1024)))
+    parser = make_parser("growth", 20)
     add_size(parser)
     parser.add_argument("--encoders", type=list_of(str), default=(ONE,), metavar="NAME,...", help=f"default: {ONE}")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the curves")
+    counts = list_of(number(int, least=1, most=1024))
+    parser.add_argument("--each_threads", type=counts, metavar="N,N,...", help="in place of --threads: each of these")
     arguments = parser.parse_args(words)
     options = options_from(arguments)
     where = start(options.device)
-    series = growth_series(options.height, options.width)
-    results = measure_growth(options, arguments.encoders, series, arguments.threads)
+    threads = arguments.each_threads or (torch.get_num_threads(),)
+    results = measure_growth(options, arguments.encoders, growth_series(options.height, options.width), threads)
     if arguments.plot:
         plot_growth(results, arguments.plot)
     finish(arguments, where, results)
