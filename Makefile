@@ -1,6 +1,7 @@
 # make demo   the weights in the repository on a photograph, then a training on generated rooms: no GPU, no data set
 # make test   lint and tests, the same that CI runs; make coverage tells also which lines they run
 # make media  the pictures of the README, from the networks named below
+# make gpu    on a machine with a GPU: OUT=FOLDER gets what it finds
 # make fuzz   coverage-guided fuzzing of the readers, minutes
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ JOINT ?= runs/camvid_redkitchen/best.pt
 INDOOR ?= runs/replica_redkitchen/best.pt
 PHOTO ?= dataset/nyudv2/rgb/000996.jpg
 
-.PHONY: demo test coverage quick media fuzz audit clean
+.PHONY: demo test coverage quick media gpu fuzz audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/python inference.py --checkpoint $(SHIPPED) --output predictions
@@ -56,6 +57,11 @@ media: $(VENV)/installed-dev
 	$(PICTURE) cloud --checkpoint $(SHIPPED) --picture $(PHOTO)
 	$(PICTURE) app --checkpoint $(SHIPPED) --picture $(PHOTO)
 	$(BIN)/jupyter execute --inplace notebooks/quickstart.ipynb
+
+# What only a GPU can show: tests, speed and a training, into the folder OUT. GPU=PARTS for some of it: tests speed train.
+GPU ?= tests speed train
+gpu: $(VENV)/installed-dev
+	$(BIN)/python -m tools.gpu --output $(OUT) --parts $(GPU)
 
 # A minute for each reader of files.
 fuzz: $(VENV)/installed-dev

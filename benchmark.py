@@ -147,10 +147,13 @@ def backends(words: Sequence[str]) -> None:
     parser.add_argument("--batch_size", type=list_of(positive_int), default=(1,), metavar="N,N,...")
     parser.add_argument("--files", type=Path, nargs="+", default=(), metavar="FILE", help="of export.py; a row each")
     parser.add_argument("--rows", type=list_of(str), default=(), metavar="NAME,...", help="only these; default: all")
+    parser.add_argument("--no_start", action="store_true", help="leave out load, first call and memory")
     arguments = parser.parse_args(words)
     options, made = options_from(arguments), networks_from(parser, arguments)
     where = start(options.device)
-    results = measure_backends(options, made, arguments.batch_size, arguments.files, arguments.rows)
+    results = measure_backends(
+        options, made, arguments.batch_size, arguments.files, arguments.rows, not arguments.no_start
+    )
     finish(arguments, where, results)
 
 

@@ -79,6 +79,9 @@ class Config:
     crp_stages: int = 4  # chained residual pooling, refinenet only
     context: str = "none"  # none | attention: at the coarsest stride, each place sees all others; refinenet only
     head: str = "conv"  # conv: 3x3, of the paper | separable: 3x3 for each channel, then 1x1
+    # The probability that a training step leaves out the encoder's last residual block; from 0 for the first block it
+    # grows linearly (stochastic depth, arXiv 1603.09382). timm's encoders only
+    drop_path: float = 0.0
     dropout: float = 0.0  # share of the channels that the heads do not see in a training step
     unet_upsampling: str = "bilinear"  # transposed (as with the encoder unet) | bilinear (unet_512); unet only
 
@@ -137,13 +140,13 @@ AT_LEAST = {
     "batch_size": 1, "accumulate": 1, "lr_encoder": 0, "lr_decoder": 0, "momentum": 0, "weight_decay": 0,
     "warmup_steps": 0, "clip_norm": 0, "ema": 0, "threads": 0, "seed": 0, "eval_every": 1, "log_every": 1,
     "save_minutes": 0, "teacher_weight": 0, "imitation": 0, "label_smoothing": 0, "depth_gradient": 0, "dropout": 0,
-    "short_side": 0,
+    "drop_path": 0, "short_side": 0,
 }  # fmt: skip
 AT_MOST = {  # neither a slip of the finger nor a checkpoint of others may fill the memory or start 5000 processes
     "decoder_width": 2048, "crp_stages": 16, "long_side": 8192, "workers": 256, "threads": 1024, "rotation": 180,
     "color": 10, "epochs": 1_000_000, "batch_size": 65_536, "accumulate": 65_536, "momentum": 1, "teacher_weight": 100,
     "warmup_steps": 10**9, "eval_every": 10**9, "log_every": 10**9, "save_minutes": 10**6, "seed": 2**32 - 1,
-    "label_smoothing": 0.9, "depth_gradient": 100, "dropout": 0.9, "imitation": 100,
+    "label_smoothing": 0.9, "depth_gradient": 100, "dropout": 0.9, "drop_path": 0.9, "imitation": 100,
     "short_side": 8192,
 }  # fmt: skip
 LARGEST_CROP, LARGEST_ZOOM = 8192, 16.0

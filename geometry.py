@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -180,9 +182,30 @@ def argmax_in_bands(raw: Tensor, size: tuple[int, int], rows: int = 64) -> Tenso
     return torch.cat(bands, dim=1)
 
 
-@lru_cache(maxsize=64)
+_this_thread = threading.local()
+
+
+@contextlib.contextmanager
+def taps_kept() -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    """The tensors with which this thread resizes inside. They are cached, and may be thrown out; a CUDA graph, which
+    reads them where they were, needs them as long as it lives."""
+    _this_thread.kept = kept = []
+    try:
+        yield kept
+    finally:
+        del _this_thread.kept
+
+
 def _taps(inputs: int, outputs: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """One axis of a bilinear resize: for each output its two inputs, and the weight of the second."""
+    found = _cached_taps(inputs, outputs, device)
+    if hasattr(_this_thread, "kept"):
+        _this_thread.kept.append(found)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _cached_taps(inputs: int, outputs: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     with torch.inference_mode(False):  # the cached tensors are for training as well
         source = ((torch.arange(outputs, dtype=torch.float64) + 0.5) * inputs / outputs - 0.5).clamp(min=0)
         first = source.floor()

@@ -213,7 +213,8 @@ def build_network(
     weights = config.encoder_weights if load_encoder else "none"
     check_darknet(config)
     finest = DECODERS[config.decoder].finest_stride
-    encoder = build_encoder(config.encoder, weights, finest, config.darknet_cfg, config.box_layers == "yolo")
+    own_boxes = config.box_layers == "yolo"
+    encoder = build_encoder(config.encoder, weights, finest, config.darknet_cfg, own_boxes, config.drop_path)
     return Network(encoder, tasks, config, domains)
 
 

@@ -89,9 +89,10 @@ def _fail(message: str) -> None:
 def pick_device(name: str) -> torch.device:
     """auto | cpu | cuda | cuda:N -> device. Raises ValueError when it is not there.
 
-    Under torchrun each process takes a GPU of its own, unless one is named.
+    Under torchrun each process takes a GPU of its own, unless one is named; else it is the first. A CUDA device has its
+    number, without which torch.cuda.set_device takes none.
     """
-    own = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if name in ("auto", "cuda"):
         name = own if name == "cuda" or torch.cuda.is_available() else "cpu"
     try:

@@ -166,18 +166,27 @@ def predictors(
 
 def measure_backends(
     options: Options, networks: Mapping[str, MakeNetwork], batches: Sequence[int], files: Sequence[Path] = (),
-    rows: Sequence[str] = (),
+    rows: Sequence[str] = (), start: bool = True,
 ) -> list[dict[str, object]]:  # fmt: skip
-    """Back ends and files of export.py in turn beside the reference; `rows` names those wanted, () = all."""
+    """Back ends and files of export.py in turn beside the reference; `rows` names those wanted, () = all.
+
+    start: also what each takes before its first prediction, and its memory, in a process of its own.
+    """
     return [
-        measure_backends_of(options, name, make, batch, files, rows)
+        measure_backends_of(options, name, make, batch, files, rows, start)
         for name, make in networks.items()
         for batch in batches
     ]
 
 
 def measure_backends_of(
-    options: Options, name: str, make: MakeNetwork, batch: int, files: Sequence[Path], rows: Sequence[str]
+    options: Options,
+    name: str,
+    make: MakeNetwork,
+    batch: int,
+    files: Sequence[Path],
+    rows: Sequence[str],
+    start: bool = True,
 ) -> dict[str, object]:
     image = options.picture()
     images, reference = [image] * batch, Reference(options.network(make))
@@ -187,11 +196,11 @@ def measure_backends_of(
     with tempfile.TemporaryDirectory() as folder:
         for title, opened in predictors(options, make, Path(folder), files, rows).items():
             try:
-                found[title] = in_new_process(measure_first, options, make, batch, title, files)
+                found[title] = in_new_process(measure_first, options, make, batch, title, files) if start else {}
+                predictor = opened()
             except ValueError as problem:
                 print(f"{title}: left out ({problem})", flush=True)
                 continue
-            predictor = opened()
             predictor.batch(images)
             calls[title] = lambda predictor=predictor: predictor.batch(images)
             found[title] |= measure_parts(predictor, images, options)
@@ -214,17 +223,20 @@ def print_backends(
 ) -> None:  # fmt: skip
     """The table of `measure_backends_of`."""
     base, rows = statistics.median(times["reference"]) / batch, []
+    finer = 2 if options.device.type == "cuda" else 0  # more digits: there a network takes a millisecond
     for title, measured in found.items():
         each = [value / batch for value in times[title]]
         middle = statistics.median(each)
-        cells = [f"{measured[part]:.{digits}f}" if part in measured else "" for part, digits in COLUMNS.items()]
+        cells = [f"{measured[part]:.{digits + (finer if part in PARTS else 0)}f}" if part in measured else ""
+                 for part, digits in COLUMNS.items()]  # fmt: skip
         bound = max(bounds[arithmetic[title]])
         share = f"{bound * batch / measured['network_ms']:.0%}" if "network_ms" in measured else ""
-        last = [f"{p95(each):.1f}", f"{1000 / middle:.1f}", f"{base / middle:.1f}", share]
-        rows.append([title, name_of(arithmetic[title]), *cells, median_and_range(each, 1), *last])
+        last = [f"{p95(each):.{1 + finer}f}", f"{1000 / middle:.1f}", f"{base / middle:.1f}", share]
+        rows.append([title, name_of(arithmetic[title]), *cells, median_and_range(each, 1 + finer), *last])
     parameters, operations = count_cost(network, options.height, options.width)
-    rooflines = ", ".join(f"{name_of(dtype)} {x:.1f} and {y:.1f} ms" for dtype, (x, y) in bounds.items())
-    parts = [part.replace("_", " ") for part in COLUMNS][3:]
+    digits = 1 + finer
+    rooflines = ", ".join(f"{name_of(dtype)} {x:.{digits}f} and {y:.{digits}f} ms" for dtype, (x, y) in bounds.items())
+    parts = [part.replace("_", " ") for part in PARTS]
     print_table(
         f"`{name}`, {parameters:,} parameters, {operations / 1e9:.2f} G multiply-adds, {describe(network.tasks)}, "
         f"{options.width}x{options.height}, batch {batch}: from decoded uint8 images to full-size predictions.\n"
@@ -258,6 +270,7 @@ def measure_first(
 COLUMNS = {  # of the table: digits after the point
     "load_s": 1, "first_ms": 0, "memory_mb": 0, "before_ms": 1, "copies_ms": 1, "network_ms": 1, "after_ms": 1,
 }  # fmt: skip
+PARTS = tuple(COLUMNS)[3:]  # of one prediction
 
 
 def measure_parts(predictor: Predictor, images: list[np.ndarray], options: Options) -> dict[str, float]:

@@ -22,6 +22,7 @@ from deploy.conversion import no_graph
 from deploy.folding import simplified
 from deploy.graph_backends import Onnx, OpenVino, TensorRt
 from deploy.signature import make_signature
+from geometry import taps_kept
 from model import Network, load_network
 from tasks import Task
 from user_input.values import near
@@ -80,7 +81,7 @@ class CudaGraph(Eager):
         self.prepare()
 
     def prepare(self) -> None:
-        self.graphs: OrderedDict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]]
+        self.graphs: OrderedDict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor], object]]
         self.graphs, self.lock = OrderedDict(), threading.Lock()
 
     @torch.inference_mode()
@@ -96,15 +97,15 @@ class CudaGraph(Eager):
                     self.graphs.popitem(last=False)
                 self.graphs[key] = self.capture(images, sizes, tasks)
             self.graphs.move_to_end(key)
-            graph, static, found = self.graphs[key]
+            graph, static, found, _ = self.graphs[key]
             static.copy_(images, non_blocking=True)
             graph.replay()
             return {name: value.clone() for name, value in found.items()}
 
     def capture(
         self, images: Tensor, sizes: Mapping[str, tuple[int, int]], tasks: Mapping[str, Task]
-    ) -> tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor]]:
-        """The graph, its input and its predictions."""
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor], object]:
+        """The graph, its input, its predictions, and what must live as long as it."""
         static = images.to(self.device, memory_format=torch.channels_last, copy=True)
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -113,9 +114,10 @@ class CudaGraph(Eager):
                 super().predict(static, sizes, tasks)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # thread_local: other threads pin memory and copy results meanwhile, which the default mode takes for a fault.
+        with taps_kept() as kept, torch.cuda.graph(graph, capture_error_mode="thread_local"):
             found = super().predict(static, sizes, tasks)
-        return graph, static, found
+        return graph, static, found, kept
 
 
 # ---------------------------------------------------------------------------------------------- the table

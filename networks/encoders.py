@@ -157,7 +157,7 @@ class SameConv2d(nn.Conv2d):
 class TimmEncoder(nn.Module):
     """Any timm model whose features come at strides 4, 8, 16 and 32, and perhaps at finer ones."""
 
-    def __init__(self, name: str, pretrained: bool = False, finest_stride: int = 4) -> None:
+    def __init__(self, name: str, pretrained: bool = False, finest_stride: int = 4, drop_path: float = 0.0) -> None:
         super().__init__()
         import timm  # only needed for its encoders, and slow to import
 
@@ -170,7 +170,7 @@ class TimmEncoder(nn.Module):
         if tuple(stride for stride in self.strides if stride >= 4) != (4, 8, 16, 32):
             got = reason or f"it has {', '.join(map(str, info.reduction()))}"
             raise ValueError(f"encoder: {name} has no features at strides 4, 8, 16 and 32, as decoders need; {got}")
-        self.body = create(name, indices, pretrained)
+        self.body = create(name, indices, pretrained, drop_path)
         for module in self.body.modules():
             if isinstance(module, timm.layers.Conv2dSame) and min(module.kernel_size) >= max(module.stride):
                 module.__class__ = SameConv2d
@@ -215,15 +215,22 @@ def feature_info(name: str) -> tuple[Any, str]:
         return None, f"timm says: {' '.join(str(problem).split()) or type(problem).__name__}"
 
 
-def create(name: str, indices: Sequence[int], pretrained: bool) -> nn.Module:
-    """A timm model that gives these features. Raises ValueError where weights cannot be downloaded."""
+def create(name: str, indices: Sequence[int], pretrained: bool, drop_path: float = 0.0) -> nn.Module:
+    """A timm model that gives these features. Raises ValueError where weights cannot be downloaded, and where the model
+    has no blocks to leave out."""
     import timm
 
+    make = partial(timm.create_model, name, features_only=True, out_indices=indices)
+    if drop_path:
+        make = partial(make, drop_path_rate=drop_path)
     if not pretrained:
-        return timm.create_model(name, features_only=True, out_indices=indices)
+        try:
+            return make()
+        except TypeError:
+            raise ValueError(f"drop_path: {name} has no residual blocks to leave out") from None
     _give_up_early_without_network()
     try:
-        return timm.create_model(name, features_only=True, out_indices=indices, pretrained=True)
+        return make(pretrained=True)
     # The hub's client has its own error classes for each way of not answering.
     except Exception as problem:
         reason = " ".join(f"{type(problem).__name__}: {problem}".split())
@@ -255,17 +262,24 @@ ENCODERS: dict[str, Callable[[int], nn.Module]] = {  # name -> builder(finest_st
 
 
 def build_encoder(
-    name: str, weights: str = "none", finest_stride: int = 4, cfg: str = "", own_boxes: bool = False
+    name: str,
+    weights: str = "none",
+    finest_stride: int = 4,
+    cfg: str = "",
+    own_boxes: bool = False,
+    drop_path: float = 0.0,
 ) -> nn.Module:
     """An encoder that gives its features from `finest_stride` on; weights: imagenet | none | a file.
 
     Of `darknet`, cfg is the text of its .cfg file; with own_boxes the maps of its [yolo] layers follow the features.
     Raises ValueError or FileNotFoundError in one line, also when timm's download is out of reach.
     """
+    if drop_path and (name == DARKNET or name in ENCODERS):
+        raise ValueError(f"drop_path: for timm's encoders, not for {name}")
     if name == DARKNET:
         encoder = build_darknet(cfg, finest_stride, own_boxes)
     elif name not in ENCODERS:
-        encoder = TimmEncoder(name, weights == "imagenet", finest_stride)
+        encoder = TimmEncoder(name, weights == "imagenet", finest_stride, drop_path)
     else:
         encoder = ENCODERS[name](finest_stride)
     if weights == "imagenet" and hasattr(encoder, "no_download"):

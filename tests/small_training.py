@@ -46,5 +46,6 @@ def built(folder: Path, **values: object) -> tuple[Training, list[dict[str, torc
     network = build_network(config, tasks, {name: frames.tasks for name, frames in val.items()})
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    precision = utils.pick_precision(config.precision, CPU)
-    return Training(network.train(), config, CPU, precision, 12), list(train_loader(mixture, config, 12))
+    device = torch.device(config.device)
+    precision = utils.pick_precision(config.precision, device)
+    return Training(network.to(device).train(), config, device, precision, 12), list(train_loader(mixture, config, 12))

@@ -448,10 +448,10 @@ def test_cuda_graphs_are_kept_by_their_last_use_on_their_own_device(network, mon
 
     captured: list[int] = []
 
-    def capture(images: Tensor, sizes: dict, tasks: dict) -> tuple[object, Tensor, dict[str, Tensor]]:
+    def capture(images: Tensor, sizes: dict, tasks: dict) -> tuple[object, Tensor, dict[str, Tensor], object]:
         assert devices == [torch.device("cuda:1")]
         captured.append(images.shape[-1])
-        return types.SimpleNamespace(replay=replayed), images.clone(), {"depth": torch.zeros(1)}
+        return types.SimpleNamespace(replay=replayed), images.clone(), {"depth": torch.zeros(1)}, None
 
     monkeypatch.setattr(torch.cuda, "device", on_device)
     graphs = CudaGraph.__new__(CudaGraph)

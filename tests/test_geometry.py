@@ -26,6 +26,7 @@ from geometry import (
     sample_raw,
     scaled_camera,
     stride_for,
+    taps_kept,
 )
 from tasks import Depth, Normals
 
@@ -152,6 +153,19 @@ def test_the_argmax_is_that_of_the_resized_map(small, large, classes):
         top = expected.topk(2, dim=1).values
         assert not (wrong & (top[:, 0] - top[:, 1] > 1e-5)).any(), "only rounding may decide differently"
         assert wrong.float().mean() < (0.01 if raw.dtype == torch.bfloat16 else 1e-4)
+
+
+def test_a_graph_can_keep_what_a_resize_reads():
+    """The cache holds 64 pairs of sizes; a CUDA graph goes on reading the tensors that it was captured with."""
+    raw = torch.rand(1, 3, 5, 7)
+    with taps_kept() as kept:
+        argmax_in_bands(raw, (20, 28))
+    assert [len(taps[0]) for taps in kept] == [20, 28]
+    for side in range(40, 120):
+        argmax_in_bands(raw, (side, side))
+    with taps_kept() as later:
+        argmax_in_bands(raw, (20, 28))
+    assert len(kept) == 2 and later[0][0] is not kept[0][0], "the cache has new ones, and these are still there"
 
 
 def test_the_first_of_the_largest():

@@ -19,6 +19,7 @@ from images import read_label
 from model import Network, build_network, count_cost, load_network
 from networks.checkpoints import read_checkpoint, save_checkpoint
 from networks.decoders import Attention, Head, SeparableHead
+from networks.encoders import build_encoder
 from tasks import Depth, Segmentation
 from training.average import average_with
 from training.balance import last_layer, move_logits
@@ -93,6 +94,27 @@ def test_dropout_drops_channels_for_the_heads_in_training_only():
     assert set(kept.flatten().tolist()) == {0.0, 2.0} and (kept == kept[:, :1]).all(), "whole channels"
 
 
+def test_drop_path_leaves_out_blocks_in_training_only():
+    network, same = small(drop_path=0.5), small()
+    assert network.state_dict().keys() == same.state_dict().keys()
+    network.load_state_dict(same.state_dict())
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    assert torch.equal(network(image)["depth"], same(image)["depth"])
+    chances = [module.drop_prob for module in network.modules() if type(module).__name__ == "DropPath"]
+    assert chances == sorted(chances) and chances[-1] == 0.5
+    block = network.encoder.body.layer4[1].train()  # the last one
+    torch.nn.init.ones_(block.bn2.weight)  # timm lets it begin at 0, where the block does nothing
+    given = torch.rand(64, 512, 2, 2)
+    passed = (block(given) == given).flatten(1).all(1)
+    assert 10 < passed.sum() < 54, "about half of the pictures pass by it"
+
+
+def test_drop_path_needs_blocks():
+    for encoder, message in (("vgg11", "vgg11 has no residual blocks"), ("mobilenetv2_paper", "for timm's encoders")):
+        with pytest.raises(ValueError, match=f"^drop_path: .*{message}"):
+            build_encoder(encoder, drop_path=0.1)
+
+
 # ---------------------------------------------------------------------------------------------- losses
 
 
@@ -160,7 +182,7 @@ def test_heads_whose_outputs_mean_something_else_start_anew(trained):
 def test_train_with_everything(trained, tiny_settings, script, tmp_path):
     """From a checkpoint, with all options at once; evaluated, resumed and exported like any other."""
     options = {
-        "--context": "attention", "--head": "separable", "--dropout": 0.1, "--label_smoothing": 0.1,
+        "--context": "attention", "--head": "separable", "--dropout": 0.1, "--drop_path": 0.1, "--label_smoothing": 0.1,
         "--depth_loss": "log", "--depth_gradient": 0.5, "--init": trained / "best.pt", "--epochs": 1, "--eval_every": 1,
     }  # fmt: skip
     run = tmp_path / "run"

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, only_holds
 
-from utils import printable, run, whole_file, whole_folder
+from utils import pick_device, printable, run, whole_file, whole_folder
 
 HOLDS_THE_LOCK = """
 import fcntl, sys
@@ -45,6 +46,21 @@ def test_escape_sequences_in_names_do_not_reach_the_terminal(capsys):
         run(lambda: fail("a\x1b[2J\x07\x9b31m\u202e.png: küche 木\nis no picture"))
     assert capsys.readouterr().err == "error: a\\x1b[2J\\x07\\x9b31m\\u202e.png: küche 木 is no picture\n"
     assert printable(os.fsdecode(b"\xff.png")) == "\\udcff.png"
+
+
+@pytest.mark.parametrize(("name", "rank", "found"), [
+    ("auto", None, "cuda:0"), ("cuda", None, "cuda:0"), ("cuda", 1, "cuda:1"), ("auto", 1, "cuda:1"),
+    ("cuda:1", 0, "cuda:1"), ("cpu", 1, "cpu"),
+])  # fmt: skip
+def test_a_gpu_has_its_number(monkeypatch, name, rank, found):
+    """torch.cuda.set_device refuses a device without one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+    assert pick_device(name) == torch.device(found)
+    with pytest.raises(ValueError, match="device is 'cuda:2', but torch sees 2"):
+        pick_device("cuda:2")
 
 
 def test_sigterm_removes_temporary_files(here):
