@@ -181,12 +181,13 @@ def mixed_domains(network: Network, domain: str) -> str:
 def camera_of(network: Network, domain: str) -> dict[str, float]:
     """The camera of the training's frames, {"focal_px", "long_side"}: of the data set `domain`, for "" that of all.
 
-    {} = not known, or the data sets have different ones.
+    {} = not known, or the data sets have different ones. Frames of other sizes, but of one field of view, are of one.
     """
     if domain in network.cameras:
         return network.cameras[domain]
-    first, *others = list(network.cameras.values()) or [{}]
-    return first if all(other == first for other in others) else {}
+    first, *_ = cameras = list(network.cameras.values()) or [{}]
+    views = [camera["focal_px"] / camera["long_side"] if camera else 0.0 for camera in cameras]
+    return first if all(math.isclose(view, views[0], rel_tol=1e-3) for view in views) else {}
 
 
 def cameras_from_plain(states: object) -> dict[str, dict[str, float]]:

@@ -183,6 +183,11 @@ def test_each_data_set_has_its_camera():
     assert camera_of(network, "") == camera_of(network, "a") == camera_of(network, "masks only") == CAMERA
     network.cameras = {"a": CAMERA, "b": other, "c": {}}
     assert (camera_of(network, "b"), camera_of(network, "c"), camera_of(network, "")) == (other, {}, {})
+    smaller = {name: value / 2 for name, value in CAMERA.items()}  # frames of half the size by the same camera
+    network.cameras = {"a": CAMERA, "b": smaller}
+    assert camera_of(network, "") == CAMERA and camera_of(network, "b") == smaller
+    network.cameras["b"]["focal_px"] *= 1.01
+    assert camera_of(network, "") == {}
 
 
 @pytest.mark.parametrize("cameras", [
