@@ -54,10 +54,21 @@ def max_pool_5x5(x: Tensor) -> Tensor:
     """x (B, C, h, w) -> the same shape; the largest value within two pixels.
 
     Without gradients as a column and then a row: the same values from 10 comparisons instead of 25. With them each
-    of the two would have a backward pass, which costs more than the forward pass saves.
+    of the two would have a backward pass, which costs more than the forward pass saves. On a CPU as maxima of shifted
+    maps, in half of the time of torch's pooling as long as a map stays in the caches, and in the same beyond.
     """
     if torch.is_grad_enabled():
         return F.max_pool2d(x, 5, stride=1, padding=2)
+    if x.device.type == "cpu" and not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+        for axis in (2, 3):
+            pooled = x.clone()
+            for shift in range(1, min(3, x.shape[axis])):
+                rest = x.shape[axis] - shift
+                for begin, other in ((0, shift), (shift, 0)):
+                    part = pooled.narrow(axis, begin, rest)
+                    torch.maximum(part, x.narrow(axis, other, rest), out=part)
+            x = pooled
+        return x
     return F.max_pool2d(F.max_pool2d(x, (5, 1), stride=1, padding=(2, 0)), (1, 5), stride=1, padding=(0, 2))
 
 

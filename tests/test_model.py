@@ -94,9 +94,17 @@ def test_chained_pooling_by_hand():
 
 
 def test_pooling_is_the_same_with_and_without_gradients():
-    x = torch.randn(2, 3, 17, 9)  # also where the window hangs over the border
-    with torch.no_grad():
-        assert torch.equal(max_pool_5x5(x), nn.functional.max_pool2d(x, 5, 1, 2))
+    # Also where the window hangs over the border, over both, and where a value is not a number.
+    for size in ((17, 9), (1, 1), (1, 7), (2, 3), (3, 4), (5, 1)):
+        x = torch.randn(2, 3, *size)
+        x[0, 0, 0, 0] = torch.nan
+        for given in (x, x.to(memory_format=torch.channels_last), x.bfloat16()):
+            before = given.clone()
+            expected = nn.functional.max_pool2d(given, 5, 1, 2)
+            with torch.no_grad():
+                assert torch.equal(max_pool_5x5(given).nan_to_num(99), expected.nan_to_num(99)), size
+            assert torch.equal(given.nan_to_num(99), before.nan_to_num(99)), "the map itself stays"
+    x = torch.randn(2, 3, 17, 9)
     x.requires_grad_()
     max_pool_5x5(x).sum().backward()
     assert float(x.grad.sum()) == x.numel()

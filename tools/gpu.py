@@ -16,12 +16,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.timing import Options, random_network
+from config import Config
 from user_input.flags import Parser, number
-from utils import run
+from utils import run, whole_file
 
 ENCODERS = ("mobilenetv2_paper", "tf_efficientnet_lite0", "resnet50")
 ROWS = "channels_last,autocast,eager,cudagraph"
@@ -60,6 +64,22 @@ def speed(folder: Path, repeats: int) -> Iterator[tuple[str, list[object]]]:
         yield f"speed_steps_{precision}", [*words, "--precision", precision, "--repeats", repeats]
 
 
+def write_profile(encoder: str, device: torch.device, path: Path) -> None:
+    """Torch's own table of where a prediction in `eager` spends its time, by operator and shapes: the slowest 40."""
+    options = Options(480, 640, 1, device)
+    predictor = options.predictor(options.network(partial(random_network, Config(encoder=encoder), 40)), "eager")
+    pictures = [options.picture()]
+    for _ in range(3):
+        predictor.batch(pictures)
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=kinds, record_shapes=True) as found:
+        predictor.batch(pictures)
+    sort = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    table = found.key_averages(group_by_input_shape=True).table(sort, row_limit=40, max_shapes_column_width=60)
+    with whole_file(path) as temporary:
+        temporary.write_text(table)
+
+
 def main() -> int:
     """Returns the exit status: 1 where a part failed. Raises ValueError."""
     parser = Parser(description=__doc__.split("\n\n")[0])
@@ -79,6 +99,8 @@ def main() -> int:
     if "speed" in arguments.parts:
         for name, words in speed(folder, arguments.repeats):
             fine &= call(name, words, folder)
+        for encoder in ENCODERS:
+            write_profile(encoder, torch.device("cuda:0"), folder / f"profile_{encoder}.log")
     if "train" in arguments.parts:
         given = folder / "run"
         fine &= call("train", ["train.py", "--config", arguments.config, "--run", given], folder, arguments.minutes)
