@@ -230,7 +230,7 @@ def main() -> None:
         failed = prove(backend, network, tasks, files, 0.1 if arguments.int8 else 0.01, limit)
         if failed:
             raise ValueError(
-                f"{output} would differ from {path} in more than {limit:.2%} of the pixels, or not be finite: "
+                f"{output} would differ from {path} in more than {limit:.2%} of what is compared, or not be finite: "
                 f"{', '.join(failed)}; it is not written"
             )
     backend.where = str(output)

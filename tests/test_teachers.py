@@ -143,8 +143,10 @@ def test_teachers_that_do_not_fit_are_refused(rooms_folder, teacher, tmp_path):
         Teachers([teacher], {"segmentation": few}, 64, CPU, torch.float32)
     with pytest.raises(ValueError, match="its tasks are segmentation, depth"):
         Teachers([teacher], {}, 64, CPU, torch.float32)
-    with pytest.raises(FileNotFoundError, match=re.escape("none.pt")):
-        Teachers([tmp_path / "none.pt"], tasks, 64, CPU, torch.float32)
+    (tmp_path / "text.pt").write_text("text")
+    for name, kind in (("none.pt", FileNotFoundError), ("text.pt", ValueError)):
+        with pytest.raises(kind, match=rf"^teachers: {re.escape(str(tmp_path / name))}: "):
+            Teachers([tmp_path / name], tasks, 64, CPU, torch.float32)
     # A part of what it knows is enough.
     assert set(Teachers([teacher], {"depth": tasks["depth"]}, 64, CPU, torch.float32).taught) == {"depth"}
 

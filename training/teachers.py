@@ -38,7 +38,10 @@ class Teachers:
         self.networks: list[Network] = []
         self.taught: dict[str, list[int]] = {}  # {task: which teachers have it}
         for number, path in enumerate(paths):
-            network = load_network(path)
+            try:
+                network = load_network(path)
+            except (FileNotFoundError, ValueError) as problem:
+                raise type(problem)(f"teachers: {problem}") from None
             reasons = {name: unfit(own, tasks[name]) for name, own in network.tasks.items() if name in tasks}
             fitting = [name for name, reason in reasons.items() if not reason]
             if not fitting:
