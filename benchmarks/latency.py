@@ -196,14 +196,14 @@ def measure_backends_of(
     with tempfile.TemporaryDirectory() as folder:
         for title, opened in predictors(options, make, Path(folder), files, rows).items():
             try:
-                found[title] = in_new_process(measure_first, options, make, batch, title, files) if start else {}
+                before = in_new_process(measure_first, options, make, batch, title, files) if start else {}
                 predictor = opened()
             except ValueError as problem:
                 print(f"{title}: left out ({problem})", flush=True)
                 continue
             predictor.batch(images)
             calls[title] = lambda predictor=predictor: predictor.batch(images)
-            found[title] |= measure_parts(predictor, images, options)
+            found[title] = before | measure_parts(predictor, images, options)
             arithmetic[title] = predictor.backend.arithmetic
     times = in_turn(calls, options.device, options.repeats)
     network = options.network(make)

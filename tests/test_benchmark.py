@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from functools import partial
 
 import numpy as np
@@ -23,6 +24,7 @@ from config import Config
 from deploy.predictor import Predictor
 from model import count_cost
 from tasks import TASKS
+from tools import gpu
 
 CPU = torch.device("cpu")
 SMALL = Config(encoder="mobilenetv3_small_050", encoder_weights="none", decoder_width=16, crp_stages=1)
@@ -54,6 +56,24 @@ def test_back_ends_side_by_side(trained, tmp_path, monkeypatch, capsys):
     assert "cudagraph: left out" in printed or torch.cuda.is_available()
     assert found["backends"]["eager"]["network_ms"] > 0 and "| reference |" in printed
     assert "classes + depth + normals, 96x72, batch 2" in printed and ", n = 2." in printed
+
+
+def test_back_ends_without_their_start(monkeypatch, capsys):
+    monkeypatch.setattr(latency, "in_new_process", lambda *_: pytest.fail("a process of its own"))
+    words = "backends --encoders mobilenetv3_small_050 --size 64x64 --repeats 1 --rows eager,cudagraph --no_start"
+    benchmark.main(words.split())
+    printed = capsys.readouterr().out
+    assert "| eager | fp32 |  |  |  | 0." in printed and "\ncudagraph: left out (" in printed
+
+
+def test_a_profile_of_a_prediction(tmp_path, monkeypatch):
+    gpu.write_profile("mobilenetv3_small_050", CPU, tmp_path / "profile.log")
+    table = (tmp_path / "profile.log").read_text()
+    assert "Self CPU time total" in table and "conv2d" in table and "[1, 256, 120, 160]" in table
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--output", str(tmp_path / "none")])
+    with pytest.raises(ValueError, match="torch sees no CUDA device"):
+        gpu.main()
+    assert not (tmp_path / "none").exists()
 
 
 def test_multiply_adds_and_bytes_of_a_layer():
