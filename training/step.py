@@ -23,6 +23,7 @@ from networks.encoders import load_matching
 from tasks import tasks_to_plain
 from tasks.base import Target
 from training.average import Average
+from training.depthwise import faster_depthwise
 from training.frozen import learned_maps, learned_tasks, to_train_mode
 from training.mixture import frames_of_step
 from training.optimizer import build_optimizer, rate_factor, restore_optimizer
@@ -237,7 +238,8 @@ class Training:
         images = batch["image"].to(self.device, non_blocking=True, memory_format=layout)
         # Whole, with the frames that have no label.
         targets = {task: own.move(own.thin(batch[task], pixels), self.upload) for task, own in self.sampled.items()}
-        with autocast(self.device, self.precision):
+        faster = faster_depthwise(self.device, self.precision, self.config.compile)
+        with autocast(self.device, self.precision), faster:
             shared, outputs = self.passes(images, targets) if targets else self.passes(images)
         shared = learned_maps(self.network, shared)
         losses: dict[str, Tensor] = {}
