@@ -1,7 +1,7 @@
 # make demo   the weights in the repository on a photograph, then a training on generated rooms: no GPU, no data set
 # make test   lint and tests, the same that CI runs; make coverage tells also which lines they run
 # make media  the pictures of the README, from the networks named below
-# make gpu    on a machine with a GPU: OUT=FOLDER gets what it finds
+# make gpu    on a machine with a GPU: tests, speed and a training, results in runs/gpu
 # make fuzz   coverage-guided fuzzing of the readers, minutes
 PYTHON ?= python3
 VENV ?= .venv
@@ -58,7 +58,8 @@ media: $(VENV)/installed-dev
 	$(PICTURE) app --checkpoint $(SHIPPED) --picture $(PHOTO)
 	$(BIN)/jupyter execute --inplace notebooks/quickstart.ipynb
 
-# What only a GPU can show: tests, speed and a training, into the folder OUT. GPU=PARTS for some of it: tests speed train.
+# What only a GPU can show, into the folder OUT; GPU="tests speed" is a part of it.
+OUT ?= runs/gpu
 GPU ?= tests speed train
 gpu: $(VENV)/installed-dev
 	$(BIN)/python -m tools.gpu --output $(OUT) --parts $(GPU)
