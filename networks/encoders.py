@@ -223,11 +223,14 @@ def create(name: str, indices: Sequence[int], pretrained: bool, drop_path: float
     make = partial(timm.create_model, name, features_only=True, out_indices=indices)
     if drop_path:
         make = partial(make, drop_path_rate=drop_path)
-    if not pretrained:
         try:
-            return make()
+            plain = make()
         except TypeError:
             raise ValueError(f"drop_path: {name} has no residual blocks to leave out") from None
+        if not pretrained:
+            return plain
+    if not pretrained:
+        return make()
     _give_up_early_without_network()
     try:
         return make(pretrained=True)

@@ -113,6 +113,8 @@ def test_drop_path_needs_blocks():
     for encoder, message in (("vgg11", "vgg11 has no residual blocks"), ("mobilenetv2_paper", "for timm's encoders")):
         with pytest.raises(ValueError, match=f"^drop_path: .*{message}"):
             build_encoder(encoder, drop_path=0.1)
+    with pytest.raises(ValueError, match=r"^drop_path: vgg11 has no residual blocks"):
+        build_encoder("vgg11", "imagenet", drop_path=0.1)
 
 
 # ---------------------------------------------------------------------------------------------- losses

@@ -104,10 +104,12 @@ def main() -> int:
     if "train" in arguments.parts:
         given = folder / "run"
         fine &= call("train", ["train.py", "--config", arguments.config, "--run", given], folder, arguments.minutes)
-        if (given / "best.pt").is_file():
+        # best.pt comes with the first evaluation, which a training that is stopped in time may not reach.
+        kept = [path for path in (given / "best.pt", given / "last.pt") if path.is_file()]
+        if kept:
             shutil.copy(given / "log.jsonl", folder)
-            words = ["export.py", "--checkpoint", given / "best.pt", "--format", "safetensors", "--half"]
-            fine &= call("export", [*words, "--output", folder / "best.safetensors"], folder)
+            words = ["export.py", "--checkpoint", kept[0], "--format", "safetensors", "--half"]
+            fine &= call("export", [*words, "--output", folder / f"{kept[0].stem}.safetensors"], folder)
     return 0 if fine else 1
 
 

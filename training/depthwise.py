@@ -26,6 +26,8 @@ def faster_depthwise(
 
 
 class Faster(TorchFunctionMode):
+    """Gives each call of F.conv2d inside to `depthwise` first, where gradients and autocast are on."""
+
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
