@@ -12,6 +12,7 @@ python benchmark.py video --checkpoint C                        # the parts of v
 python benchmark.py train                                       # the training loop with its data, against its network
 python benchmark.py train --config configs/camvid.yaml          # of another configuration
 python benchmark.py train --encoders resnet18,resnet50          # a training step on synthetic data
+python benchmark.py train --encoders resnet18 --precision fp32,bf16
 
 `python benchmark.py COMMAND --help` names the options of a command.
 """
@@ -239,27 +240,34 @@ def train(words: Sequence[str]) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--config", type=Path, metavar="YAML", help="measure its loop; default: that of config.py")
     source.add_argument("--encoders", type=list_of(str), metavar="NAME,...", help="measure steps on synthetic data")
-    parser.add_argument("--precision", choices=PRECISIONS, help="default: the configuration's")
+    default = "default: the configuration's; several with --encoders"
+    parser.add_argument("--precision", type=list_of(str), metavar="NAME,NAME,...", help=default)
     steps = parser.add_argument_group("of --encoders")
     steps.add_argument("--batch_size", type=list_of(positive_int), default=(8,), metavar="N,N,...")
     steps.add_argument("--classes", type=class_count, default=40)
     add_size(steps)
     arguments = parser.parse_args(words)
+    for name in arguments.precision or ():
+        if name not in PRECISIONS:
+            parser.error(f"--precision: unknown {name!r}{near(name, PRECISIONS)}; known: {', '.join(PRECISIONS)}")
     if not arguments.encoders:
         names = ("batch_size", "classes", "size")
         refuse(parser, arguments, names, "is for --encoders; a configuration has its own")
+        if arguments.precision and len(arguments.precision) > 1:
+            parser.error("several of --precision are for --encoders")
     config = make_config(read_yaml(arguments.config), str(arguments.config)) if arguments.config else Config()
+    precisions = arguments.precision or (config.precision,)
     config = dataclasses.replace(
         config,
         device=config.device if arguments.device == "auto" else arguments.device,
-        precision=arguments.precision or config.precision,
+        precision=precisions[0],
         threads=arguments.threads or config.threads,
     )
     where = start(pick_device(config.device))
     if arguments.encoders:
         height, width = arguments.size
         sizes = {"classes": arguments.classes, "height": height, "width": width, "repeats": arguments.repeats}
-        results = measure_steps(config, arguments.encoders, arguments.batch_size, **sizes)
+        results = measure_steps(config, arguments.encoders, arguments.batch_size, precisions, **sizes)
     else:
         results = measure_loop(config, str(arguments.config or "config.py"), arguments.repeats)
     finish(arguments, where, results)

@@ -104,7 +104,7 @@ class Config:
 
     # Machine
     device: str = "auto"  # auto | cpu | cuda | cuda:N
-    precision: str = "auto"  # auto | fp32 | bf16 | fp16; auto is bf16 on a GPU that has it, fp32 on a CPU
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16; auto is bf16 where the machine has it
     channels_last: bool = True
     compile: bool = False
     threads: int = 0  # CPU threads of the training process; 0 = torch's choice

@@ -179,7 +179,7 @@ def prepare(
     device: torch.device,
 ) -> Run:
     """Builds the network, restores or saves the first state, and prints what will be trained."""
-    precision = pick_precision(config.precision, device)
+    precision = pick_precision(config.precision, device, training=True)
     epoch_steps, pin = steps_per_epoch(mixture, config), device.type == "cuda"
     total = epoch_steps * config.epochs
     domains = {name: frames.tasks for name, frames in val.items()}
@@ -277,7 +277,8 @@ def ask_all(due: int, stopping: int, done: int, epoch_ended: bool) -> tuple[int,
 def evaluate_and_keep(run: Run, epoch: int, done: int) -> None:
     """Evaluates, logs metrics and pictures, and writes best.pt if the network is the best so far."""
     training, best, log = run.training, run.best, run.log
-    network, device, precision = training.evaluated, training.device, training.precision
+    network, device = training.evaluated, training.device
+    precision = pick_precision(training.config.precision, device)  # as evaluate.py: the same numbers
     distributed.as_in_main(network)  # the batch-norm statistics of the processes differ
     # In eval mode until it is saved: without an average this is the network that is trained.
     network.eval()

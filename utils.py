@@ -113,11 +113,17 @@ def machine(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """auto | fp32 | bf16 | fp16 -> the dtype to autocast to; float32 = no autocast."""
+def pick_precision(name: str, device: torch.device, training: bool = False) -> torch.dtype:
+    """auto | fp32 | bf16 | fp16 -> the dtype to autocast to; float32 = no autocast.
+
+    On a CPU `auto` is bfloat16 only for a training, where the processor has instructions for it (docs/BENCHMARKS.md,
+    Training).
+    """
     if name == "auto":
         if device.type == "cpu":
-            return torch.float32
+            can = torch.cpu.get_capabilities()
+            fast = training and (can.get("avx512_bf16") or can.get("amx_bf16"))
+            return torch.bfloat16 if fast else torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 

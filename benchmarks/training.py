@@ -16,6 +16,7 @@ from dataset import Frames, eval_loader
 from model import build_network
 from tasks import Depth, Segmentation, Task
 from training.data import load_data
+from training.depthwise import faster_depthwise
 from training.evaluation import accumulate, values_of
 from training.mixture import train_loader
 from training.step import Training
@@ -32,7 +33,8 @@ def bare_pass(training: Training, height: int, width: int) -> Callable[[], None]
     images = images.to(memory_format=torch.channels_last)
 
     def call() -> None:
-        with autocast(training.device, training.precision):
+        faster = faster_depthwise(training.device, training.precision, training.config.compile)
+        with autocast(training.device, training.precision), faster:
             outputs = network(images)
         sum(value.float().mean() for value in outputs.values()).backward()
         network.zero_grad(set_to_none=True)
@@ -43,14 +45,14 @@ def bare_pass(training: Training, height: int, width: int) -> Callable[[], None]
 def make_training(config: Config, tasks: Mapping[str, Task], domains: Mapping[str, Mapping[str, Task]]) -> Training:
     device = pick_device(config.device)
     network = build_network(config, tasks, domains).to(device, memory_format=torch.channels_last).train()
-    return Training(network, config, device, pick_precision(config.precision, device), total_steps=10**6)
+    return Training(network, config, device, pick_precision(config.precision, device, training=True), total_steps=10**6)
 
 
 # ---------------------------------------------------------------------------------------------- a step
 
 
-def measure_step(config: Config, classes: int, height: int, width: int, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of a training step on synthetic data, and of forward and backward alone."""
+def step_calls(config: Config, classes: int, height: int, width: int) -> dict[str, Callable[[], None]]:
+    """A training step on synthetic data, and forward and backward alone."""
     tasks, batch = some_tasks(classes), config.batch_size
     training = make_training(config, tasks, {"synthetic": tasks})
     samples = {
@@ -60,32 +62,40 @@ def measure_step(config: Config, classes: int, height: int, width: int, repeats:
         "domain": torch.zeros(batch, dtype=torch.long),
         "weight": torch.ones(batch, 2),
     }
-    calls = {"step": lambda: training.take_step([samples]), "bare": bare_pass(training, height, width)}
-    return in_turn(calls, training.device, repeats)
+    return {"step": lambda: training.take_step([samples]), "bare": bare_pass(training, height, width)}
 
 
 def measure_steps(
-    config: Config, encoders: Sequence[str], batches: Sequence[int], **sizes: int
+    config: Config,
+    encoders: Sequence[str],
+    batches: Sequence[int],
+    precisions: Sequence[str],
+    repeats: int,
+    **sizes: int,
 ) -> list[dict[str, object]]:
-    """`measure_step` for each encoder and batch; on a CPU also as it would be without utils.setup_cpu."""
+    """Milliseconds of `step_calls` for each encoder and batch, all precisions in turn; on a CPU also as it would be
+    without utils.setup_cpu."""
+    device = pick_device(config.device)
     rows, results = [], []
     # setup_cpu cannot be undone, so the way without it comes first.
-    for memory in ("returned", "kept") if pick_device(config.device).type == "cpu" else ("",):
+    for memory in ("returned", "kept") if device.type == "cpu" else ("",):
         if memory == "kept":
             setup_cpu(config.threads)
         for encoder, batch in itertools.product(encoders, batches):
             setting = dataclasses.replace(config, encoder=encoder, encoder_weights="none", batch_size=batch)
-            times = measure_step(setting, **sizes)
-            step, bare = (statistics.median(times[name]) for name in ("step", "bare"))
-            cells = [f"{1000 * batch / step:.1f}", f"{bare / step:.2f}"]
-            rows.append([f"`{encoder}`", batch, memory, *map(median_and_range, (times["step"], times["bare"])), *cells])
-            results.append({"encoder": encoder, "batch": batch, "memory": memory, "ms": times})
-    title = (
-        f"A training step, {sizes['width']}x{sizes['height']}, {sizes['classes']} classes + depth, "
-        f"precision {config.precision}, channels_last."
-    )
-    columns = ["encoder", "batch", "freed memory", "ms a step", "ms forward and backward alone", "images/s", "ratio"]
-    print_table(title, columns, rows, sizes["repeats"])
+            each = {name: step_calls(dataclasses.replace(setting, precision=name), **sizes) for name in precisions}
+            calls = {(name, what): call for name, pair in each.items() for what, call in pair.items()}
+            times = in_turn(calls, device, repeats)
+            for name in precisions:
+                row = {"encoder": encoder, "batch": batch, "precision": name, "memory": memory}
+                whole, alone = times[name, "step"], times[name, "bare"]
+                step, bare = statistics.median(whole), statistics.median(alone)
+                cells = [f"{1000 * batch / step:.1f}", f"{bare / step:.2f}"]
+                rows.append([f"`{encoder}`", batch, name, memory, *map(median_and_range, (whole, alone)), *cells])
+                results.append(row | {"ms": {"step": whole, "bare": alone}})
+    title = f"A training step, {sizes['width']}x{sizes['height']}, {sizes['classes']} classes + depth, channels_last."
+    columns = ["encoder", "batch", "precision", "freed memory", "ms a step", "ms forward and backward alone"]
+    print_table(title, [*columns, "images/s", "ratio"], rows, repeats)
     return results
 
 
@@ -137,6 +147,7 @@ def measure_loop(config: Config, where: str, repeats: int) -> list[dict[str, obj
 def measure_validation(training: Training, frames: Frames) -> dict[str, object]:
     """Seconds of an evaluation on all validation frames, and of its forward passes alone."""
     network, device = training.evaluated, training.device
+    precision = pick_precision(training.config.precision, device)
     loader = eval_loader(frames, training.config, pin=device.type == "cuda")
     shapes = [batch["image"].shape for batches in loader for batch in batches]
     images = {shape: torch.zeros(shape, dtype=torch.uint8, device=device) for shape in shapes}
@@ -144,13 +155,13 @@ def measure_validation(training: Training, frames: Frames) -> dict[str, object]:
 
     @torch.inference_mode()
     def forward() -> None:
-        with autocast(device, training.precision):
+        with autocast(device, precision):
             for shape in shapes:
                 network(images[shape])
 
     calls = {
         "forward": forward,
-        "whole": lambda: values_of(accumulate(network, loader, device, training.precision, tasks=frames.tasks)),
+        "whole": lambda: values_of(accumulate(network, loader, device, precision, tasks=frames.tasks)),
     }
     times = in_turn(calls, device, VALIDATIONS)
     forward_ms, whole_ms = (statistics.median(times[name]) for name in ("forward", "whole"))

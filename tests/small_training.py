@@ -47,5 +47,5 @@ def built(folder: Path, **values: object) -> tuple[Training, list[dict[str, torc
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     device = torch.device(config.device)
-    precision = utils.pick_precision(config.precision, device)
+    precision = utils.pick_precision(config.precision, device, training=True)
     return Training(network.to(device).train(), config, device, precision, 12), list(train_loader(mixture, config, 12))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from functools import partial
@@ -190,9 +191,10 @@ def test_axes_of_growth_are_true_to_scale(monkeypatch, tmp_path):
 
 def test_training_steps(script):
     options = ["--encoders", "mobilenetv2_100", "--size", "64x48", "--repeats", 1, "--batch_size", 2, "--device", "cpu"]
-    done = script("benchmark.py", "train", *options)
+    done = script("benchmark.py", "train", *options, "--precision", "fp32,bf16")
     assert done.returncode == 0, done.stderr
-    assert "| `mobilenetv2_100` | 2 | returned |" in done.stdout and "| `mobilenetv2_100` | 2 | kept |" in done.stdout
+    for precision, memory in itertools.product(("fp32", "bf16"), ("returned", "kept")):
+        assert f"| `mobilenetv2_100` | 2 | {precision} | {memory} |" in done.stdout
 
 
 def test_the_training_loop(tiny_settings, capsys):
@@ -259,6 +261,8 @@ def test_mistakes_get_one_line_of_the_script(script):
     ("folder --rows eager", "unknown argument '--rows'"), ("folder --files a.xml", "unknown argument '--files'"),
     ("networks --plot x.png", "unknown argument '--plot'"), ("networks --precision bf16", "'--precision'"),
     ("train --size 64x64", "--size is for --encoders"), ("train --batch_size 2", "--batch_size is for --encoders"),
+    ("train --precision fp32,bf16", "several of --precision are for --encoders"),
+    ("train --precision fp32,bf61", "unknown 'bf61' (did you mean 'bf16'?)"),
     ("train --config x.yaml --encoders resnet18", "not allowed with"),
     ("networks --checkpoint x.pt --classes 3", "--classes is for random weights"),
     ("networks --config x.yaml --checkpoint x.pt", "not allowed with"),

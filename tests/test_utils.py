@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, only_holds
 
-from utils import pick_device, printable, run, whole_file, whole_folder
+from utils import pick_device, pick_precision, printable, run, whole_file, whole_folder
 
 HOLDS_THE_LOCK = """
 import fcntl, sys
@@ -61,6 +61,19 @@ def test_a_gpu_has_its_number(monkeypatch, name, rank, found):
     assert pick_device(name) == torch.device(found)
     with pytest.raises(ValueError, match="device is 'cuda:2', but torch sees 2"):
         pick_device("cuda:2")
+
+
+@pytest.mark.parametrize(("found", "trained_in"), [
+    ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16),
+    ({"avx512_bf16": False, "avx2": True}, torch.float32), ({}, torch.float32),
+])  # fmt: skip
+def test_a_cpu_trains_in_bf16_where_it_has_it(monkeypatch, found, trained_in):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    cpu = torch.device("cpu")
+    assert pick_precision("auto", cpu, training=True) == trained_in and pick_precision("auto", cpu) == torch.float32
+    for training in (True, False):
+        assert pick_precision("bf16", cpu, training) == torch.bfloat16
+        assert pick_precision("fp32", cpu, training) == torch.float32
 
 
 def test_sigterm_removes_temporary_files(here):
