@@ -40,12 +40,12 @@ def settings(folder: Path, **values: object) -> Config:
 
 
 def built(folder: Path, **values: object) -> tuple[Training, list[dict[str, torch.Tensor]]]:
-    """A training, and a batch for each of some steps."""
-    config = settings(folder, **values)
+    """A training, and a batch for each of some steps; in fp32, so that gradients can be compared on any machine."""
+    config = settings(folder, **({"precision": "fp32"} | values))
     tasks, mixture, val = load_data(config, None)
     network = build_network(config, tasks, {name: frames.tasks for name, frames in val.items()})
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     device = torch.device(config.device)
-    precision = utils.pick_precision(config.precision, device, training=True)
+    precision = utils.pick_precision(config.precision, device)
     return Training(network.to(device).train(), config, device, precision, 12), list(train_loader(mixture, config, 12))
