@@ -18,6 +18,7 @@ from torch import Tensor
 from config import Config
 
 CACHED = 2**21  # numbers of a part of a computation that should stay in the caches of a processor
+BAND = 2**24  # numbers of a part of a computation on a GPU: enough to keep it busy, and little of its memory
 LEAST_SIDE = 32  # pixels of a side of an image: the coarsest features of an encoder span as many
 
 
@@ -168,9 +169,10 @@ def first_of_largest(values: Tensor) -> Tensor:
     return (len(values) - 1 - late.nan_to_num_(len(values) - 1)).to(torch.uint8)
 
 
-def argmax_in_bands(raw: Tensor, size: tuple[int, int], rows: int = 64) -> Tensor:
-    """`argmax_resized` on a GPU: resize and argmax of some rows at a time. nonzero(), to find the cells along borders,
-    would wait for the GPU."""
+def argmax_in_bands(raw: Tensor, size: tuple[int, int], rows: int = 0) -> Tensor:
+    """`argmax_resized` on a GPU: resize and argmax of some rows at a time, by default of as many as give BAND numbers.
+    nonzero(), to find the cells along borders, would wait for the GPU."""
+    rows = rows or max(64, BAND // (raw.shape[0] * raw.shape[1] * size[1]))
     top, bottom, y_weights = _taps(raw.shape[2], size[0], raw.device)
     left, right, x_weights = _taps(raw.shape[3], size[1], raw.device)
     raw, bands = raw.float(), []

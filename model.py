@@ -29,7 +29,7 @@ from networks.darknet_files import read_darknet
 from networks.decoders import DECODERS, build_decoder
 from networks.encoders import ShapesOnly, build_encoder, read_weights
 from networks.other_checkpoints import read_others
-from tasks import CLASS_LISTS, OTHER_NAMES, Task, check_parts, completed, tasks_from_plain
+from tasks import CLASS_LISTS, OTHER_NAMES, Task, check_parts, completed, decoded, tasks_from_plain
 from tasks.fields import shown
 from user_input.text_files import read_json
 from user_input.values import near
@@ -146,8 +146,7 @@ def decode(
     raws: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, int]], tasks: Mapping[str, Task]
 ) -> dict[str, Tensor]:
     """{task: raw output of the head that data sets share} -> {task: prediction at sizes[task]}."""
-    found = {name: task.decode(task.select(raws[name]), sizes[name]) for name, task in tasks.items()}
-    return completed(found, tasks)
+    return completed(decoded(raws, sizes, tasks), tasks)
 
 
 def tasks_of(network: Network, domain: str, path: Path) -> dict[str, Task]:

@@ -152,7 +152,6 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
     device = pick_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # also for the thread that pins memory
-        torch.backends.cudnn.benchmark = True  # all training views have one size
     setup_cpu(config.threads, device)
     seed_everything(config.seed)
     tasks, mixture, val = load_data(config, resume)
@@ -162,6 +161,7 @@ def train(config: Config, folder: Path, resume: Mapping[str, object] | None = No
         print(f"{folder} is complete: {config.epochs} epochs")
         return
     run = prepare(config, folder, resume, tasks, mixture, val, best, device)
+    torch.backends.cudnn.benchmark = run.training.has_one_size
     loop(run)
     run.log.close()
     if distributed.is_main():
@@ -195,6 +195,8 @@ def prepare(
     training = Training(network, config, device, precision, total)
     if resume:
         training.restore(resume, folder / "last.pt")
+    if device.type == "cuda":  # other channels are dropped in each process, and after a stop not the first ones again
+        torch.cuda.manual_seed((config.seed + training.data_steps) * distributed.count() + distributed.rank())
     if distributed.is_main():
         for part in folder.glob(".*.tmp"):  # of a checkpoint that was being written when the run was killed
             part.unlink()
@@ -302,7 +304,7 @@ def evaluate_and_keep(run: Run, epoch: int, done: int) -> None:
     if improved:
         training.best = training.metrics[best.name]
         training.save(run.folder / "best.pt", resumable=False)
-    torch.backends.cudnn.benchmark = device.type == "cuda"
+    torch.backends.cudnn.benchmark = training.has_one_size
     to_train_mode(training.network)
 
 

@@ -96,7 +96,7 @@ class Reference:
         found = {}
         for name, raw in raws.items():
             if not isinstance(self.network.tasks[name], DenseTask):  # things, which no public code of the kind has
-                found[name] = self.network.tasks[name].decode(raw, (height, width))[0].numpy()
+                found[name] = self.network.tasks[name].decode(raw, (height, width))[0].cpu().numpy()
                 continue
             small = raw[0].cpu().numpy().transpose(1, 2, 0)
             full = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, -1)
@@ -274,7 +274,8 @@ PARTS = tuple(COLUMNS)[3:]  # of one prediction
 
 
 def measure_parts(predictor: Predictor, images: list[np.ndarray], options: Options) -> dict[str, float]:
-    """Medians of the parts of a prediction: before the network, copies, network, after it."""
+    """Medians of the parts of a prediction: before the network, copies, network, after it. Where network and what is
+    after it are one, that time stands for the network's."""
     backend = predictor.backend
     sizes = dict.fromkeys(backend.tasks, images[0].shape[:2])
     pixels = predictor.pixels(images)
@@ -285,9 +286,12 @@ def measure_parts(predictor: Predictor, images: list[np.ndarray], options: Optio
         calls = {
             "before_ms": lambda: predictor.pixels(images),
             "copies_ms": lambda: (pixels.to(backend.device), [value.cpu() for value in results.values()]),
-            "network_ms": lambda: backend.outputs(moved),
-            "after_ms": lambda: backend.finish(outputs, moved.shape[-2:], sizes, backend.tasks),
         }
+        if backend.in_one:
+            calls["network_ms"] = lambda: backend.predict(moved, sizes)
+        else:
+            calls["network_ms"] = lambda: backend.outputs(moved)
+            calls["after_ms"] = lambda: backend.finish(outputs, moved.shape[-2:], sizes, backend.tasks)
         times = in_turn(calls, options.device, options.repeats)
     return {name: statistics.median(values) for name, values in times.items()}
 

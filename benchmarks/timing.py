@@ -46,11 +46,11 @@ def in_turn(calls: Mapping[str, Callable[[], object]], device: torch.device, rep
         for name, call in calls.items():
             call()
             if device.type == "cuda":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(device)
             began = time.perf_counter()
             call()
             if device.type == "cuda":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(device)
             times[name].append(1000 * (time.perf_counter() - began))
     return times
 

@@ -127,7 +127,7 @@ def measure_loop(config: Config, where: str, repeats: int) -> list[dict[str, obj
             for _ in range(repeats):
                 call()
             if on_gpu:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(training.device)
             elapsed = time.perf_counter() - began
             if block:  # the first is a warm-up
                 rates[name].append(repeats * images * config.batch_size / elapsed)

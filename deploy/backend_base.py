@@ -13,8 +13,7 @@ from torch import Tensor
 
 from deploy.signature import Signature
 from geometry import resize_image
-from model import decode
-from tasks import Task, completed
+from tasks import Task, completed, decoded
 from utils import pick_precision
 
 STATIC_SHAPES = 4  # sizes of images that have a graph of their own at the same time
@@ -33,6 +32,7 @@ class Backend(ABC):
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()  # packages
     min_side: ClassVar[int] = 1  # pixels: smaller pictures are enlarged
+    in_one: ClassVar[bool] = False  # whether `predict` computes more than `outputs` and `finish` at once
 
     def __init__(
         self, signature: Signature, device: torch.device, where: str = "", computes_on: torch.device | None = None
@@ -153,5 +153,6 @@ class Backend(ABC):
         """`outputs` for images of the size `seen` -> {task: prediction (B, ...) at sizes[task]}."""
         if self.signature.units_out:
             found = {name: task.resize(outputs[name], seen, sizes[name]) for name, task in tasks.items()}
-            return completed(found, tasks)
-        return decode(outputs, sizes, tasks)
+        else:
+            found = decoded(outputs, sizes, tasks)
+        return completed(found, tasks)

@@ -24,7 +24,7 @@ from deploy.graph_backends import Onnx, OpenVino, TensorRt
 from deploy.signature import make_signature
 from geometry import taps_kept
 from model import Network, load_network
-from tasks import Task
+from tasks import Task, completed, decoded
 from user_input.values import near
 from utils import pick_device, require
 
@@ -39,8 +39,9 @@ class Eager(Backend):
     def __init__(self, network: Network, device: torch.device, precision: torch.dtype) -> None:
         super().__init__(make_signature(network, network.tasks), device)
         self.network = simplified(network).to(device, memory_format=torch.channels_last)
-        for part in (self.network.encoder, self.network.decoder, self.network.heads):
-            part.to(precision)
+        for part in (self.network.encoder, self.network.decoder, *self.network.heads.values()):
+            if not getattr(part, "needs_target", False):  # two-stage heads compute in fp32
+                part.to(precision)
         self.precision = precision
 
     @property
@@ -68,11 +69,14 @@ class Compiled(Eager):
 class CudaGraph(Eager):
     """One CUDA graph from the bytes to the predictions: the processor starts it once instead of every kernel.
 
-    A graph holds for one size of images and predictions. The STATIC_SHAPES that were used last are kept: for videos and
-    pictures of few sizes.
+    A graph holds for one size of images and predictions, and is made when that comes a second time. The STATIC_SHAPES
+    that were used last are kept: for videos and pictures of few sizes. What a task takes of the others, such as the
+    distances of boxes, is computed after the graph: how much there is to do depends on what was found.
     """
 
     name = "cudagraph"
+    in_one = True
+    capturing = threading.Lock()  # one at a time in the process
 
     def __init__(self, network: Network, device: torch.device, precision: torch.dtype) -> None:
         if device.type != "cuda":
@@ -83,6 +87,7 @@ class CudaGraph(Eager):
     def prepare(self) -> None:
         self.graphs: OrderedDict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor], object]]
         self.graphs, self.lock = OrderedDict(), threading.Lock()
+        self.met: OrderedDict[tuple[object, ...], None] = OrderedDict()
 
     @torch.inference_mode()
     def predict(
@@ -92,6 +97,8 @@ class CudaGraph(Eager):
         key = (tuple(images.shape), *((task, sizes[name]) for name, task in tasks.items()))
         # Streams and graphs are those of the thread's current device, whichever GPU the network is on.
         with self.lock, torch.cuda.device(self.device):
+            if key not in self.graphs and not self.came_before(key):
+                return super().predict(images, sizes, tasks)
             if key not in self.graphs:
                 while len(self.graphs) >= STATIC_SHAPES:
                     self.graphs.popitem(last=False)
@@ -100,23 +107,33 @@ class CudaGraph(Eager):
             graph, static, found, _ = self.graphs[key]
             static.copy_(images, non_blocking=True)
             graph.replay()
-            return {name: value.clone() for name, value in found.items()}
+            return completed({name: value.clone() for name, value in found.items()}, tasks)
+
+    def came_before(self, key: tuple[object, ...]) -> bool:
+        """Whether it is one of those that came last."""
+        before = key in self.met
+        self.met[key] = None
+        self.met.move_to_end(key)
+        if len(self.met) > 16 * STATIC_SHAPES:
+            self.met.popitem(last=False)
+        return before
 
     def capture(
         self, images: Tensor, sizes: Mapping[str, tuple[int, int]], tasks: Mapping[str, Task]
     ) -> tuple[torch.cuda.CUDAGraph, Tensor, dict[str, Tensor], object]:
         """The graph, its input, its predictions, and what must live as long as it."""
         static = images.to(self.device, memory_format=torch.channels_last, copy=True)
-        stream = torch.cuda.Stream(self.device)
+        # A stream of this GPU; torch.cuda.graph's own is of the one on which the process captured first.
+        stream, graph = torch.cuda.Stream(self.device), torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):  # what is chosen at the first calls must not be in the graph
             for _ in range(3):
-                super().predict(static, sizes, tasks)
+                decoded(self.outputs(static), sizes, tasks)
         torch.cuda.current_stream(self.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
         # thread_local: other threads pin memory and copy results meanwhile, which the default mode takes for a fault.
-        with taps_kept() as kept, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            found = super().predict(static, sizes, tasks)
+        recording = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+        with self.capturing, taps_kept() as kept, recording:
+            found = decoded(self.outputs(static), sizes, tasks)
         return graph, static, found, kept
 
 

@@ -22,6 +22,7 @@ from model import Network, predict_batch, tasks_of
 from tasks import Task
 
 PIXELS_TO_SEE = 2**23
+PINNED = 2**26  # bytes of predictions on a GPU that are copied to pinned memory
 
 Change = Callable[[Tensor, Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -131,6 +132,10 @@ class Predictor:
         return {name: self.tasks[name].in_space(item, camera) for name, item in found.items()}
 
     def _arrays(self, found: Mapping[str, Tensor]) -> list[dict[str, np.ndarray]]:
+        # One wait for all copies, into pinned memory, which is fast: PyTorch keeps it, so not that of large pictures.
+        if 0 < sum(value.nbytes for value in found.values() if value.is_cuda) < PINNED:
+            found = {name: value.to("cpu", non_blocking=True) for name, value in found.items()}
+            torch.cuda.current_stream(self.backend.device).synchronize()
         arrays = [self.tasks[name].arrays(value) for name, value in found.items()]
         return [dict(zip(found, values, strict=True)) for values in zip(*arrays, strict=True)]
 

@@ -236,8 +236,6 @@ class RcnnHead(nn.Module):
 
     def forward(self, *maps: Tensor, size: Sequence[int] | None = None, target: Tensor | None = None) -> Tensor:
         """size: height and width of the images; None: they were not padded."""
-        if next(self.parameters()).dtype != torch.float32:
-            self.float()  # a back end of half precision has converted it
         named = {str(level): x.float() for level, x in enumerate(maps)}  # anchors have the maps' precision
         if size is None:
             size = [side * self.strides[0] for side in maps[0].shape[-2:]]

@@ -39,6 +39,7 @@ __all__ = [
     "all_beside",
     "check_parts",
     "completed",
+    "decoded",
     "task_giving",
     "task_of_things",
     "tasks_from_plain",
@@ -57,6 +58,13 @@ def task_of_things(tasks: Mapping[str, Task]) -> str:
     """The name of the first task that says which pixels are whose (Task.thing_map), outlines before boxes; "" = none
     does."""
     return task_giving("things", tasks) or task_giving("objects", tasks)
+
+
+def decoded(
+    raws: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, int]], tasks: Mapping[str, Task]
+) -> dict[str, Tensor]:
+    """{task: raw output of the head that data sets share} -> {task: prediction at sizes[task]}, not `completed` yet."""
+    return {name: task.decode(task.select(raws[name]), sizes[name]) for name, task in tasks.items()}
 
 
 def completed(found: Mapping[str, Tensor], tasks: Mapping[str, Task]) -> dict[str, Tensor]:

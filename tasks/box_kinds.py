@@ -48,7 +48,7 @@ class Cells:
     ) -> nn.Module:
         return BoxHead(channels, classes, self.layers)
 
-    def weight(self, target: Tensor) -> float:
+    def weight(self, target: Tensor) -> Tensor:
         return weight_of(target)
 
     def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
@@ -109,13 +109,13 @@ class TwoStages(Cells):
 
         return RcnnHead(channels, strides, classes, frame_target, spare, RECIPES[self.layers])
 
-    def weight(self, target: Tensor) -> float:
-        return float((~unknown(target)).sum())
+    def weight(self, target: Tensor) -> Tensor:
+        return (~unknown(target)).sum().float()
 
     def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
         """raw (B, losses) -> their sum; each frame weighs 1, as in torchvision."""
         said = ~unknown(target)
-        return (raw.float().sum(1) * said).sum(), raw.new_tensor(self.weight(target))
+        return (raw.float().sum(1) * said).sum(), self.weight(target)
 
     def rows(self, raw: Tensor) -> Tensor:
         return raw.float()

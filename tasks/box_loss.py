@@ -100,7 +100,7 @@ def box_loss(raw: Tensor, target: Tensor) -> loss.Loss:
     wanted = boxes.gather(1, chosen.box[..., None].expand(-1, -1, 4))
     off = generalized_box_iou_loss(UNIT * found, UNIT * wanted)
     total = total + BOX_WEIGHT * (off * chosen.quality).sum(1)
-    return (total * said).sum(), total.new_tensor(weight)
+    return (total * said).sum(), weight
 
 
 def unknown(target: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def unknown(target: Tensor) -> Tensor:
     return target[..., 0].isnan().any(1)
 
 
-def weight_of(target: Tensor) -> float:
-    """The weight of a target (B, M, 7), known before there is an output."""
+def weight_of(target: Tensor) -> Tensor:
+    """The weight () of a target (B, M, 7), known before there is an output. On its device: a loss must not wait."""
     real = (target[..., 4] >= 0) & (target[..., 5] == 0)
-    return float((~unknown(target)).sum() + WEIGHT_OF_A_BOX * real.sum())
+    return ((~unknown(target)).sum() + WEIGHT_OF_A_BOX * real.sum()).float()

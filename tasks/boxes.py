@@ -205,7 +205,7 @@ class Boxes(SharesClasses, BoxTeaching, Task):
         return target / target.new_tensor([width, height, width, height, 1, 1, 1])
 
     def weight(self, target: Tensor) -> float:
-        return self.kind.weight(target)
+        return float(self.kind.weight(target))
 
     def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
         return self.kind.loss(raw, target)

@@ -112,7 +112,8 @@ class Masks(Instances):
 
     def loss(self, raw: Tensor, target: Tensor) -> loss.Loss:
         """raw (B, losses) -> their sum; each frame with a label weighs 1, as in torchvision."""
-        return (raw.float().flatten(1).sum(1) * labeled_frames(target)).sum(), raw.new_tensor(self.weight(target))
+        labeled = labeled_frames(target)
+        return (raw.float().flatten(1).sum(1) * labeled).sum(), labeled.sum().float()
 
     def decode(self, raw: Tensor, size: Size) -> Tensor:
         return self._at_size(KIND.chosen(raw.float(), self.most_overlap), size)

@@ -49,7 +49,7 @@ def yolo_loss(raw: Tensor, target: Tensor) -> loss.Loss:
         total = total + (scale * off).sum() / 2
         total = total + F.softplus(-thing[frame, chosen]).sum()
         total = total + F.binary_cross_entropy_with_logits(logits, one_hot, reduction="sum")
-    return total, total.new_tensor(weight)
+    return total, weight
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ def test_back_ends_without_their_start(monkeypatch, capsys):
 
 
 def test_a_profile_of_a_prediction(tmp_path, monkeypatch):
-    gpu.write_profile("mobilenetv3_small_050", CPU, tmp_path / "profile.log")
+    gpu.write_profile("mobilenetv3_small_050", "eager", CPU, tmp_path / "profile.log")
     table = (tmp_path / "profile.log").read_text()
     assert "Self CPU time total" in table and "conv2d" in table and "[1, 256, 120, 160]" in table
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--output", str(tmp_path / "none")])

@@ -458,9 +458,15 @@ def test_cuda_graphs_are_kept_by_their_last_use_on_their_own_device(network, mon
     Backend.__init__(graphs, make_signature(network, network.tasks), torch.device("cuda:1"))
     graphs.prepare()
     graphs.capture = capture
-    for side in (32, 33, 34, 35, 32, 36, 32, 33):  # 32 is used in between and stays; 33 had to go
+    alone: list[int] = []
+    monkeypatch.setattr(Backend, "predict", lambda self, images, *_: alone.append(images.shape[-1]))
+    for side in (32, 33, 33, 34, 35, 34, 32, 35, 32, 36, 36, 32, 33):  # 32 is used in between and stays; 33 had to go
         graphs.predict(torch.zeros(1, 3, 32, side), {"depth": (8, 8)}, {"depth": network.tasks["depth"]})
-    assert captured == [32, 33, 34, 35, 36, 33]
+    assert alone == [32, 33, 34, 35, 36], "what comes once is not worth a graph"
+    assert captured == [33, 34, 32, 35, 36, 33]
+    for side in range(100, 200):
+        graphs.predict(torch.zeros(1, 3, 32, side), {"depth": (8, 8)}, {"depth": network.tasks["depth"]})
+    assert captured[6:] == [] and len(graphs.met) == 64
 
 
 def test_a_small_picture_on_a_gpu_in_bf16():

@@ -88,6 +88,21 @@ def test_the_deciding_metric_is_checked_before_the_first_step(rooms_folder, tmp_
 # ---------------------------------------------------------------------------------------------- the optimizer
 
 
+def test_a_first_step_that_the_scaler_skips_leaves_no_momentum(rooms_folder):
+    """The scale of fp16 begins high, so that gradients overflow; SGD would start with what its memory held before."""
+    training, _ = built(rooms_folder, optimizer="sgd")
+    momenta = [state["momentum_buffer"] for state in training.optimizer.state.values()]
+    assert len(momenta) == len(list(training.network.parameters())) and not any(item.any() for item in momenta)
+    for parameter in training.network.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    training.optimizer.found_inf, training.optimizer.grad_scale = torch.ones(()), torch.ones(())
+    training.optimizer.step()
+    assert all(
+        state["momentum_buffer"] is own for state, own in zip(training.optimizer.state.values(), momenta, strict=True)
+    )
+    assert not any(item.any() for item in momenta)
+
+
 def test_scales_that_start_at_1_do_not_decay(rooms_folder):
     training, _ = built(rooms_folder, weight_decay=0.1)
     decay = {id(item): group["weight_decay"] for group in training.optimizer.param_groups for item in group["params"]}

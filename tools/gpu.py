@@ -10,6 +10,7 @@ weights in half precision. Run it in the root of the repository; needs requireme
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import signal
 import subprocess
@@ -64,10 +65,10 @@ def speed(folder: Path, repeats: int) -> Iterator[tuple[str, list[object]]]:
         yield f"speed_steps_{precision}", [*words, "--precision", precision, "--repeats", repeats]
 
 
-def write_profile(encoder: str, device: torch.device, path: Path) -> None:
-    """Torch's own table of where a prediction in `eager` spends its time, by operator and shapes: the slowest 40."""
+def write_profile(encoder: str, backend: str, device: torch.device, path: Path) -> None:
+    """Torch's own table of where a prediction spends its time, by operator or kernel and shapes: the slowest 40."""
     options = Options(480, 640, 1, device)
-    predictor = options.predictor(options.network(partial(random_network, Config(encoder=encoder), 40)), "eager")
+    predictor = options.predictor(options.network(partial(random_network, Config(encoder=encoder), 40)), backend)
     pictures = [options.picture()]
     for _ in range(3):
         predictor.batch(pictures)
@@ -99,8 +100,8 @@ def main() -> int:
     if "speed" in arguments.parts:
         for name, words in speed(folder, arguments.repeats):
             fine &= call(name, words, folder)
-        for encoder in ENCODERS:
-            write_profile(encoder, torch.device("cuda:0"), folder / f"profile_{encoder}.log")
+        for encoder, backend in itertools.product(ENCODERS, ("eager", "cudagraph")):
+            write_profile(encoder, backend, torch.device("cuda:0"), folder / f"profile_{encoder}_{backend}.log")
     if "train" in arguments.parts:
         given = folder / "run"
         fine &= call("train", ["train.py", "--config", arguments.config, "--run", given], folder, arguments.minutes)

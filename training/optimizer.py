@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -40,7 +41,11 @@ def build_optimizer(network: Network, config: Config, weighting: nn.Module | Non
         rates = {"base_lr": rate, "lr": rate, "weight_decay": 0.0}
         settings.append({"name": "weighting, no decay", "params": learned, **rates})
     if config.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=config.lr_decoder, momentum=config.momentum, fused=True)
+        optimizer = torch.optim.SGD(settings, lr=config.lr_decoder, momentum=config.momentum, fused=True)
+        # The first step would begin with the memory as it is, and keep it where the scaler of fp16 skips that step.
+        for parameter in itertools.chain(*(group["params"] for group in optimizer.param_groups if config.momentum)):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+        return optimizer
     return torch.optim.AdamW(settings, lr=config.lr_decoder, fused=True)
 
 

@@ -41,6 +41,10 @@ def convert_sync_batchnorm(network: Network, device: torch.device) -> None:
     if device.type != "cuda":
         raise ValueError("sync_bn: PyTorch has it for GPUs only; set --sync_bn false")
     network.encoder, network.decoder = convert(network.encoder), convert(network.decoder)
+    for name, head in network.heads.items():
+        # A two-stage head is left out by a process whose frames have no labels for it: the others would wait.
+        if not getattr(head, "needs_target", False):
+            network.heads[name] = convert(head)
 
 
 def check_finite(pending: Sequence[tuple[int, Mapping[str, Tensor]]]) -> None:
@@ -112,6 +116,8 @@ class Training:
         # Those whose heads choose by the target what they compute; their raw outputs are losses of frames.
         needing = [name for name in self.learned if getattr(network.heads[name], "needs_target", False)]
         self.sampled = {name: network.tasks[name] for name in needing}
+        # Whether all convolutions on a GPU see one size; those of two-stage heads see as many regions as were found.
+        self.has_one_size = device.type == "cuda" and not self.sampled
         self.average = Average(network, config.ema) if config.ema else None
         self.teachers = None
         if config.teachers:
