@@ -93,8 +93,8 @@ def read_folder(path: str | Path, teacher_labels: str = "") -> Folder:
     else:
         raise FileNotFoundError(
             f"{root}: no such data set. Three ways to get one: `python prepare.py rooms` generates furnished rooms; "
-            "`python prepare.py nyudv2 --download` fetches NYUDv2 (812 MB); or make a folder of your own images "
-            "as dataset/README.md shows"
+            "`python prepare.py nyudv2 --download` fetches NYUDv2 (812 MB) as dataset/nyud, with --hold_out as "
+            "dataset/nyudv2; or make a folder of your own images as dataset/README.md shows"
         )
     check_keys(values, {"name", "splits", "columns", "camera", "poses", *TASKS}, where)
     for key in ("splits", "columns"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -18,6 +18,8 @@ from sources.archives import CHUNK, extract, finish, refuse_full_disk, refuse_un
 from sources.download import download
 from sources.parallel import in_threads
 from user_input.flags import Parser, refuse
+from user_input.layouts import MOST_LIST_BYTES
+from user_input.text_files import read_text
 from utils import refuse_existing, whole_folder
 
 ARCHIVE_URL = "https://hydranets-data.s3.eu-west-3.amazonaws.com/hydranets-data-2.zip"
@@ -26,6 +28,10 @@ ENCODER_WEIGHTS = "mobilenetv2-e6e8dd43.pth"  # ImageNet weights that lie in the
 UNITS_PER_METER = 5000  # of the depth files, as in the archive: 16 bits reach 13.107 m
 MAT_NAMES = 894  # labels of the official file
 COMMENT = f"NYUDv2, by python prepare.py nyudv2; depth in 1/{UNITS_PER_METER} m"
+# With --hold_out: of the training frames in the order of their numbers, every eighth block of 16 is kept apart, so that
+# neighboring frames of a room mostly stay together. 699 are left to train with.
+HELD_OUT = {"train": "train.txt", "val": "val.txt", "trainval": "trainval.txt", "test": "test.txt"}
+BLOCK, EVERY, FIRST = 16, 8, 3
 
 
 def command(argv: Sequence[str]) -> int:
@@ -37,28 +43,55 @@ def command(argv: Sequence[str]) -> int:
     source.add_argument("--mat", type=Path, metavar="MAT", help="convert nyu_depth_v2_labeled.mat")
     parser.add_argument("--splits", type=Path, metavar="MAT", help="with --mat: splits.mat")
     parser.add_argument("--class_map", type=Path, metavar="MAT", help="with --mat: classMapping40.mat, for masks")
-    parser.add_argument("--output", type=Path, default=Path("dataset/nyud"), help="default: dataset/nyud")
+    parser.add_argument("--hold_out", action="store_true", help="keeps 96 training frames apart: splits train, val, "
+                        "trainval and test, as configs/nyudv2_lite0*.yaml want them")  # fmt: skip
+    parser.add_argument("--output", type=Path, help="default: dataset/nyud, with --hold_out dataset/nyudv2")
     options = parser.parse_args(argv)
     if not options.mat:
         refuse(parser, options, ("splits", "class_map"), "goes with --mat only")
     if options.mat and not options.splits:
         raise ValueError("--mat needs --splits splits.mat, which says what is training and what test")
+    output = options.output or Path("dataset/nyudv2" if options.hold_out else "dataset/nyud")
     if options.mat:
-        convert_mat(options.mat, options.splits, options.class_map, options.output)
+        convert_mat(options.mat, options.splits, options.class_map, output, options.hold_out)
         return 0
     archive = options.archive
     if options.download:
-        refuse_existing(options.output)
-        archive = options.output.parent / "hydranets-data-2.zip"
+        refuse_existing(output)
+        archive = output.parent / "hydranets-data-2.zip"
         download(ARCHIVE_URL, ARCHIVE_BYTES, archive, "python prepare.py nyudv2 --archive FILE")
-    unpack(archive, options.output)
+    unpack(archive, output, options.hold_out)
     return 0
+
+
+def with_lists(part: Path, hold_out: bool, source: Path) -> Mapping[str, object]:
+    """The description of the data set in `part`; with hold_out, its lists are replaced by those of HELD_OUT.
+
+    Raises ValueError at `source` for a missing list.
+    """
+    if not hold_out:
+        return NYUD_YAML
+    for name in NYUD_LISTS.values():
+        if not (part / name).is_file():
+            raise ValueError(f"{source}: no {name} in it, which --hold_out needs")
+    train, test = (read_text(part / NYUD_LISTS[split], MOST_LIST_BYTES).splitlines() for split in ("train", "val"))
+    for name in NYUD_LISTS.values():
+        (part / name).unlink()
+    trainval = sorted(train)  # by the numbers of the frames, which begin their names
+    apart = [number // BLOCK % EVERY == FIRST for number in range(len(trainval))]
+    splits = {
+        "train": [line for line, held in zip(trainval, apart, strict=True) if not held],
+        "val": list(compress(trainval, apart)), "trainval": trainval, "test": test,
+    }  # fmt: skip
+    for split, lines in splits.items():
+        (part / HELD_OUT[split]).write_text("".join(f"{line}\n" for line in lines))
+    return {**NYUD_YAML, "splits": HELD_OUT}
 
 
 # ---------------------------------------------------------------------------------------------- public archive
 
 
-def unpack(archive: Path, output: Path) -> None:
+def unpack(archive: Path, output: Path, hold_out: bool = False) -> None:
     """Unpacks the data set of the public archive to folder `output`, and the encoder's weights to model/.
 
     Raises FileNotFoundError, FileExistsError, or ValueError for another, a damaged or an unsafe archive.
@@ -72,7 +105,7 @@ def unpack(archive: Path, output: Path) -> None:
         refuse_full_disk(output.parent, sum(member.file_size for member in members.values()))
         for name, member in tqdm(members.items(), "unpack", leave=False, disable=None):
             extract(file, member, part / name)
-        finish(part, output, archive, NYUD_YAML, COMMENT)
+        finish(part, output, archive, with_lists(part, hold_out, archive), COMMENT)
         place_weights(part / ENCODER_WEIGHTS, Path("model") / ENCODER_WEIGHTS)
 
 
@@ -128,7 +161,7 @@ def wrong_weights(path: Path) -> str:
 # ---------------------------------------------------------------------------------------------- official files
 
 
-def convert_mat(mat: Path, splits: Path, class_map: Path | None, output: Path) -> None:
+def convert_mat(mat: Path, splits: Path, class_map: Path | None, output: Path, hold_out: bool = False) -> None:
     """The official NYUDv2 files -> folder `output`, in the layout of the public archive.
 
     Raises FileNotFoundError, FileExistsError, or ValueError for a file that is not what its name says.
@@ -176,7 +209,7 @@ def convert_mat(mat: Path, splits: Path, class_map: Path | None, output: Path) -
             mask = "-" if table is None else "masks/{0:06d}.png"
             line = f"rgb/{{0:06d}}.png\t{mask}\tdepth/{{0:06d}}.png\n"
             (part / NYUD_LISTS[split]).write_text("".join(line.format(number) for number in chosen))
-        finish(part, output, mat, NYUD_YAML, COMMENT)
+        finish(part, output, mat, with_lists(part, hold_out, mat), COMMENT)
     if too_far:
         print(f"{too_far:,} depth values do not fit into 16 bits (13.107 m) and became 'no reading'")
     if table is None:

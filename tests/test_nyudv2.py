@@ -87,6 +87,32 @@ def test_archive_is_unpacked_exactly(
     assert "4 train frames, 1 val frames" in capsys.readouterr().out
 
 
+def test_frames_are_held_out_of_the_training_frames(weights: bytes, here: Path, capsys) -> None:
+    content = archive_content(70)
+    write_zip(here / "a.zip", {**content, WEIGHTS: weights})
+    assert prepare.main(["nyudv2", "--archive", "a.zip", "--hold_out"]) == 0
+    folder = read_folder(here / "dataset/nyudv2")
+    only_holds(folder.root, "rgb", "masks", "depth", "dataset.yaml", "train.txt", "val.txt", "trainval.txt", "test.txt")
+    numbers = {split: [int(frame.image.stem) for frame in read_list(folder, split)] for split in folder.splits}
+    # Of frames 2 to 70, the fourth block of 16: 50 to 65.
+    assert numbers["val"] == list(range(50, 66)) and numbers["trainval"] == list(range(2, 71))
+    assert numbers["train"] == [*range(2, 50), *range(66, 71)] and numbers["test"] == [1]
+    assert "53 train frames, 16 val frames, 69 trainval frames, 1 test frames" in capsys.readouterr().out
+
+
+def test_too_few_frames_to_hold_some_out(here: Path) -> None:
+    write_zip(here / "a.zip", archive_content())
+    with pytest.raises(ValueError, match=r"a\.zip: .*val"):
+        prepare.main(["nyudv2", "--archive", "a.zip", "--hold_out"])
+    content = archive_content()
+    del content["val_list_depth.txt"]
+    write_zip(here / "b.zip", content)
+    with pytest.raises(ValueError, match=r"b\.zip: no val_list_depth\.txt in it, which --hold_out needs"):
+        prepare.main(["nyudv2", "--archive", "b.zip", "--hold_out"])
+    only_holds(here, "a.zip", "b.zip", "dataset")
+    only_holds(here / "dataset")
+
+
 def test_archive_without_weights_and_weights_that_exist(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     members = {"nyud/" + name: data for name, data in archive_content(2).items()}
     nyudv2.unpack(write_zip(here / "a.zip", members), here / "one")
@@ -288,6 +314,23 @@ def test_true_splits_and_class_map() -> None:
     classes = [name.replace("_", " ") for name in CLASS_LISTS["nyu40"]]
     both = [name for name in names if name in classes]
     assert len(both) > 30 and all(classes[table[1 + names.index(name)]] == name for name in both)
+
+
+def test_the_frames_of_the_weights_in_the_repository(here: Path) -> None:
+    """Held out of the true training frames are those on which docs/NYUDV2.md measures."""
+    pytest.importorskip("scipy")
+    splits, folder = nyudv2.read_splits(shared("data/nyudv2_meta") / "splits.mat"), shared("data/nyudv2")
+    for split, numbers in splits.items():
+        lines = [f"rgb/{number:06d}.png\tmasks/{number:06d}.png\tdepth/{number:06d}.png\n" for number in numbers]
+        (here / NYUD_LISTS[split]).write_text("".join(reversed(lines)))
+    nyudv2.with_lists(here, True, here)
+    for split in ("train", "val", "trainval"):
+        found, wanted = (
+            [int(Path(line.split("\t")[0]).stem) for line in (root / f"{split}.txt").read_text().splitlines()]
+            for root in (here, folder)
+        )
+        assert found == wanted
+    assert len((here / "test.txt").read_text().splitlines()) == 654
 
 
 def test_true_splits_need_all_frames(here: Path) -> None:
