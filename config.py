@@ -245,7 +245,8 @@ def add_settings(parser: Parser) -> None:
     types = typing.get_type_hints(Config)
     for name, default in plain(Config()).items():
         optional_value = {"nargs": "?", "const": "true"} if types[name] is bool else {}
-        parser.add_argument(f"--{name}", metavar="VALUE", help=f"default: {default!r}", **optional_value)
+        choices = f"{' | '.join(map(str, CHOICES[name]))}; " if name in CHOICES else ""
+        parser.add_argument(f"--{name}", metavar="VALUE", help=f"{choices}default: {default!r}", **optional_value)
 
 
 def settings_from(arguments: argparse.Namespace) -> dict[str, str]:

@@ -69,10 +69,19 @@ def split_files(folders: Sequence[str], split: str, count: int) -> list[Path]:
     return files
 
 
-def calibration_images(folders: Sequence[str], split: str, count: int, signature: Signature) -> list[Tensor]:
-    """About `count` frames of a split, (3, H, W) uint8, as the graph takes them."""
+def calibration_files(arguments: argparse.Namespace, folders: Sequence[str], split: str) -> list[Path]:
+    """Training frames of the data sets; without --data and where none of the network's is here, those of --images."""
+    if arguments.data or not arguments.images or any(Path(root).is_dir() for root in folders):
+        return split_files(folders, split, arguments.frames)
+    files = find_images(Path(arguments.images), Path(arguments.images) / "no output")[: arguments.frames]
+    print(f"calibrated on {len(files)} pictures of {arguments.images}: no {', '.join(folders)} here")
+    return files
+
+
+def calibration_images(files: Sequence[Path], signature: Signature) -> list[Tensor]:
+    """(3, H, W) uint8 each, as the graph takes them."""
     images = []
-    for file in split_files(folders, split, count):
+    for file in files:
         picture = read_image(file)
         size = signature.size or signature.picture_size(*picture.shape[:2])
         images.append(torch.from_numpy(np.ascontiguousarray(resize_image(picture, *size))).permute(2, 0, 1))
@@ -104,7 +113,11 @@ def compare_metrics(network: Network, backend: Backend, root: str, path: Path) -
     """Prints the deciding metric of each task on the validation frames for the checkpoint and for the file."""
     folder, split = read_folder(root), network.config.val_split
     settings = evaluation_settings(network)
-    tasks = pick_tasks(network, folder, path)
+    try:
+        tasks = pick_tasks(network, folder, path)
+    except ValueError as problem:  # the file is written, and good for pictures
+        print(f"{folder.name}: not compared ({problem})")
+        return
     # The section says what predictions mean: classes, range. Settings of the training, such as weights, may differ.
     other = [name for name, task in tasks.items() if backend.tasks[name].section() != task.section()]
     if backend.signature.units_out and other:
@@ -155,7 +168,10 @@ def make_parser() -> Parser:
     parser.add_argument("--frames", type=positive_int, default=128, help="of --int8; default: 128")
     parser.add_argument("--data", metavar="FOLDER", help="of --int8 and --balance; default: those of the training")
     parser.add_argument(
-        "--images", metavar="IMAGE|FOLDER", help=f"to check the file on; default: {SAMPLE}, of --int8 validation frames"
+        "--images",
+        metavar="IMAGE|FOLDER",
+        help=f"to check the file on, and without the training's data "
+        f"for --int8 to calibrate with; default: {SAMPLE}, of --int8 validation frames",
     )
     parser.add_argument(
         "--limit", type=fraction, metavar="0..1",
@@ -214,7 +230,8 @@ def main() -> None:
     )
     calibration: list[Tensor] = []
     if arguments.int8:
-        calibration = calibration_images(folders, network.config.train_split, arguments.frames, signature)
+        files = calibration_files(arguments, folders, network.config.train_split)
+        calibration = calibration_images(files, signature)
     if arguments.int8 and not arguments.images:
         files = split_files(folders, network.config.val_split, CHECKED_PICTURES)
     else:
@@ -240,7 +257,8 @@ def main() -> None:
     if arguments.format not in ("safetensors", "darknet"):
         print(f"input {signature.in_words()['input']}")
     for folder in folders if arguments.int8 else ():
-        compare_metrics(network, backend, folder, path)
+        if arguments.data or Path(folder).is_dir():
+            compare_metrics(network, backend, folder, path)
 
 
 if __name__ == "__main__":

@@ -280,7 +280,7 @@ def evaluate_and_keep(run: Run, epoch: int, done: int) -> None:
     """Evaluates, logs metrics and pictures, and writes best.pt if the network is the best so far."""
     training, best, log = run.training, run.best, run.log
     network, device = training.evaluated, training.device
-    precision = pick_precision(training.config.precision, device)  # as evaluate.py: the same numbers
+    precision = pick_precision(training.config.precision, device)  # evaluate.py's: the same numbers
     distributed.as_in_main(network)  # the batch-norm statistics of the processes differ
     # In eval mode until it is saved: without an average this is the network that is trained.
     network.eval()
@@ -322,7 +322,9 @@ class StopRequest:
 
 
 def main() -> None:
-    parser = Parser(description="Trains one network for all tasks. Every setting of config.py is a flag.")
+    parser = Parser(
+        description="Trains one network for all tasks. Settings are those of config.py, which explains them."
+    )
     add_settings(parser)
     parser.add_argument("--run", metavar="FOLDER", help="where to write; default: runs/<date and time>-<encoder>")
     parser.add_argument("--resume", metavar="FOLDER", help="go on with this run")

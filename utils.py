@@ -117,7 +117,7 @@ def pick_precision(name: str, device: torch.device, training: bool = False) -> t
     """auto | fp32 | bf16 | fp16 -> the dtype to autocast to; float32 = no autocast.
 
     On a CPU `auto` is bfloat16 only for a training, where the processor has instructions for it (docs/BENCHMARKS.md,
-    Training).
+    Training). Raises ValueError for another name.
     """
     if name == "auto":
         if device.type == "cpu":
@@ -125,7 +125,10 @@ def pick_precision(name: str, device: torch.device, training: bool = False) -> t
             fast = training and (can.get("avx512_bf16") or can.get("amx_bf16"))
             return torch.bfloat16 if fast else torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if name not in known:
+        raise ValueError(f"precision {name!r} is none of auto, {', '.join(known)}")
+    return known[name]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:

@@ -15,6 +15,8 @@ from deploy.backends import open_backend
 from deploy.file_formats import write_torch
 from deploy.predictor import Predictor
 from deploy.signature import make_signature, network_input
+from export import calibration_files, compare_metrics, make_parser
+from folders import read_folder, read_list
 from images import read_image
 from model import build_network, load_network
 from networks.checkpoints import SHIPPED
@@ -144,6 +146,29 @@ def test_int8_says_what_it_costs(exported, trained, rooms_folder, kind, options)
     image = read_image(rooms_folder / "rgb" / "000001.png")
     mine, theirs = Predictor(file)(image), Predictor(trained / "best.pt", "eager")(image)
     assert 0 < np.abs(mine["depth"] / theirs["depth"] - 1).mean() < 0.2
+
+
+def test_pictures_without_labels_calibrate_where_the_training_data_are_not(rooms_folder, capsys):
+    images = str(rooms_folder / "rgb")
+    given = make_parser().parse_args(["--int8", "--images", images, "--frames", "3"])
+    files = calibration_files(given, ["dataset/none"], "train")
+    assert len(files) == 3 and all(file.parent == rooms_folder / "rgb" for file in files)
+    assert f"calibrated on 3 pictures of {images}: no dataset/none here" in capsys.readouterr().out
+    trained_on = read_list(read_folder(rooms_folder), "train")
+    assert calibration_files(given, [str(rooms_folder)], "train")[0] == trained_on[0].image
+    for words in (["--int8"], ["--int8", "--images", images, "--data", "dataset/none"]):
+        with pytest.raises(FileNotFoundError, match="dataset/none: no such data set"):
+            calibration_files(make_parser().parse_args(words), ["dataset/none"], "train")
+
+
+def test_a_file_is_not_compared_on_other_classes(trained, rooms_folder, tmp_path, capsys):
+    shutil.copytree(rooms_folder, tmp_path / "mine")
+    description = tmp_path / "mine" / "dataset.yaml"
+    description.write_text(description.read_text().replace("classes: nyu40", "classes: [a, b, c]"))
+    network = load_network(trained / "best.pt")
+    compare_metrics(network, open_backend(network, "eager"), str(tmp_path / "mine"), trained / "best.pt")
+    printed = capsys.readouterr().out
+    assert "not compared (" in printed and "40" in printed and " -> " not in printed
 
 
 def test_a_file_that_differs_is_an_error(script, trained, rooms_folder, tmp_path):

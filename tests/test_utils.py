@@ -74,6 +74,8 @@ def test_a_cpu_trains_in_bf16_where_it_has_it(monkeypatch, found, trained_in):
     for training in (True, False):
         assert pick_precision("bf16", cpu, training) == torch.bfloat16
         assert pick_precision("fp32", cpu, training) == torch.float32
+    with pytest.raises(ValueError, match="precision 'fp8' is none of auto, fp32, bf16, fp16"):
+        pick_precision("fp8", cpu)
 
 
 def test_sigterm_removes_temporary_files(here):
