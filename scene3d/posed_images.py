@@ -13,6 +13,7 @@ import numpy as np
 from folders import read_folder, read_list
 from images import read_label
 from tasks import task_giving
+from user_input.poses import check_pose, read_pose
 
 # 7-Scenes (Microsoft's page): intrinsics of the depth camera; depth in millimetres, 65535 = none. Color and depth are
 # not registered: the focal length of the color camera is about 525.
@@ -21,7 +22,6 @@ SEVEN_SCENES = {"fx": 585.0, "fy": 585.0, "cx": 320.0, "cy": 240.0, "width": 640
 # the registered depth images cannot be undistorted easily. Depth in 1/5000 m.
 TUM = {"fx": 525.0, "fy": 525.0, "cx": 319.5, "cy": 239.5, "width": 640, "height": 480}
 MAX_TIME_DIFFERENCE_S = 0.02  # between an image, its depth and its pose; the default of TUM's associate.py
-MAX_COORDINATE_M = 1e5  # of a camera: a larger one is a mistake, and Open3D numbers its blocks of voxels in 32 bits
 
 
 @dataclass(frozen=True)
@@ -71,33 +71,6 @@ def read_scan(folder: Path, split: str = "") -> Scan:
     if not scan.shots:
         raise ValueError(f"{folder}: no picture in it has a pose")
     return scan
-
-
-def read_pose(path: Path) -> np.ndarray:
-    """A file of 4x4 numbers -> (4, 4) float64. Raises FileNotFoundError or ValueError."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such pose")
-    try:
-        pose = np.array([float(word) for word in path.read_text().split()]).reshape(4, 4)
-    except ValueError:
-        raise ValueError(f"{path}: not 4 x 4 numbers") from None
-    return check_pose(pose, str(path))
-
-
-def check_pose(pose: np.ndarray, where: str) -> np.ndarray:
-    """`pose`, if it is a rigid motion: a rotation and a translation. Raises ValueError."""
-    rotation = pose[:3, :3]
-    if (
-        not np.isfinite(pose).all()
-        or not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2)
-        or np.linalg.det(rotation) < 0
-    ):
-        raise ValueError(f"{where}: not the pose of a camera: its 3 x 3 part is no rotation")
-    if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
-        raise ValueError(f"{where}: not the pose of a camera: its last row is not 0 0 0 1")
-    if np.abs(pose[:3, 3]).max() > MAX_COORDINATE_M:
-        raise ValueError(f"{where}: the camera is more than {MAX_COORDINATE_M / 1000:g} km from the origin")
-    return pose
 
 
 def _data_set(root: Path, split: str) -> Scan:

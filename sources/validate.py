@@ -20,6 +20,7 @@ from folders import Folder, Frame, list_lines, make_tasks, parse_line, read_fold
 from images import read_image, write_png
 from sources.parallel import in_threads
 from tasks import Task
+from user_input.poses import read_pose
 from user_input.values import ManyErrors, near
 
 EXAMPLES = 3  # of each kind of fault
@@ -72,6 +73,16 @@ def list_frames(folder: Folder, split: str) -> tuple[list[Frame], list[Fault]]:
     return frames, faults
 
 
+def wrong_shape(size: tuple[int, ...], camera: Mapping[str, float]) -> str:
+    """What is wrong with an image (height, width) whose shape is not that of the intrinsics; "" = nothing. Its size may
+    be another, since intrinsics are scaled."""
+    if not {"width", "height"} <= camera.keys():
+        return ""
+    if abs(size[1] * camera["height"] / (size[0] * camera["width"]) - 1) < 0.02:  # sides were rounded
+        return ""
+    return f"{size[1]}x{size[0]}, but the camera of dataset.yaml is of {camera['width']:g}x{camera['height']:g}"
+
+
 def check_frame(frame: Frame, folder: Folder, tasks: Mapping[str, Task]) -> Findings:
     """Reads the files of a frame."""
     found = Findings(frame)
@@ -93,7 +104,11 @@ def check_frame(frame: Frame, folder: Folder, tasks: Mapping[str, Task]) -> Find
     image = decoded("image", read_image, frame.image)
     if image is not None:
         found.size = image.shape[:2]
+        if said := wrong_shape(found.size, folder.camera):
+            fault("another shape than the camera's", f"{frame.image}: {said}")
         found.content = hashlib.blake2b(frame.image.read_bytes()).hexdigest()
+    if folder.poses:
+        decoded("pose", read_pose, folder.root / folder.poses / f"{frame.image.stem}.txt")
     for name, task in tasks.items():
         if name not in frame.labels:
             continue

@@ -211,10 +211,30 @@ def test_one_split_only(data: Path, here: Path, capsys: pytest.CaptureFixture[st
 def test_generated_rooms_and_frames_of_several_sizes(rooms_folder: Path, here: Path) -> None:
     folder = here / "rooms"
     shutil.copytree(rooms_folder, folder)
-    write_png(folder / "tall.png", np.zeros((300, 40, 3), U8))
-    append(folder / "val.txt", "tall.png\t-\t-\t-\t-\n")
+    write_png(folder / "small.png", np.zeros((36, 48, 3), U8))
+    append(folder / "val.txt", "small.png\t-\t-\t-\t-\n")
     assert prepare.main(["check", str(folder), "--output", "."]) == 0
     assert (here / "check.png").is_file()
+
+
+def test_cameras_and_poses_are_checked(data: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "poses").mkdir()
+    for number in range(1, 7):
+        np.savetxt(data / f"poses/{number}.txt", np.eye(4))
+    text = (data / "dataset.yaml").read_text() + "poses: poses\n"
+    camera = "camera: {{fx: 30, fy: 30, cx: 16, cy: 12, width: {}, height: {}}}\n".format
+    (data / "dataset.yaml").write_text(text + camera(64, 48))  # of larger images of the same shape
+    assert prepare.main(["check", str(data)]) == 0
+    (data / "poses/1.txt").unlink()
+    (data / "poses/2.txt").write_text("1 0 0 0\n0 1 0 0\n0 0 1 0\n")
+    np.savetxt(data / "poses/3.txt", np.diag([1, 1, -1, 1]))
+    (data / "dataset.yaml").write_text(text + camera(64, 64))
+    capsys.readouterr()
+    assert prepare.main(["check", str(data)]) == 1
+    printed = capsys.readouterr().out
+    assert "1.txt: no such pose" in printed and "2.txt: not 4 x 4 numbers" in printed
+    assert "3.txt: not the pose of a camera: its 3 x 3 part is no rotation" in printed
+    assert "another shape than the camera's: 6" in printed and "but the camera of dataset.yaml is of 64x64" in printed
 
 
 def test_images_alone_are_a_data_set(data: Path, here: Path) -> None:
