@@ -104,7 +104,9 @@ class Config:
 
     # Machine
     device: str = "auto"  # auto | cpu | cuda | cuda:N
-    precision: str = "auto"  # auto | fp32 | bf16 | fp16; auto is bf16 where the machine has it
+    # auto | fp32 | bf16 | fp16. auto on a GPU: bf16, where it has none fp16; on a CPU with instructions for bf16
+    # (avx512_bf16, amx_bf16): bf16 to train, fp32 to evaluate and predict; on other CPUs fp32
+    precision: str = "auto"
     channels_last: bool = True
     compile: bool = False
     threads: int = 0  # CPU threads of the training process; 0 = torch's choice
