@@ -53,6 +53,7 @@ def picture(height: int, width: int) -> np.ndarray:
 def network() -> Network:
     made = trained_like("mobilenetv2_100", decoder_width=16, crp_stages=1)
     made.config = dataclasses.replace(made.config, long_side=LONG_SIDE)
+    made.cameras = {"rooms": {"focal_px": 260.0, "long_side": 320.0}}
     return made
 
 
@@ -392,6 +393,10 @@ def test_the_readmes_lines_for_other_programs(written, network, tmp_path, monkey
     assert np.allclose(names["depth"][0], expected["depth"], rtol=1e-2, atol=1e-3)
     assert names["names"] == list(network.tasks["segmentation"].classes)
     assert "longer side has 64 pixels" in names["metadata"]["input"] and "metres" in names["metadata"]["outputs"]
+    assert PROGRAM.count("focal_px = 0 ") == 1
+    exec(PROGRAM.replace("focal_px = 0 ", "focal_px = 80 "), names)
+    expected = Predictor(file)(names["small"], focal=80 / 128)
+    assert np.allclose(names["depth"][0], expected["depth"], rtol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------- opening
