@@ -81,17 +81,13 @@ class Backend(ABC):
             resized = [resize_image(image.permute(1, 2, 0).cpu().numpy(), height, width) for image in images]
             images = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
         fixed = self.signature.size or (height, width)
-        if fixed != (height, width):  # repeat the last row and column
-            rows, columns = (
-                torch.arange(side, device=images.device).clamp(max=of - 1)
-                for side, of in zip(fixed, (height, width), strict=True)
-            )
-            images = images[:, :, rows][..., columns]
-        values = self._run_in_parts(images)
-        raws = zip(self.tasks.items(), values, strict=True)
+        values = self._run_in_parts(filled_up(images, fixed))
+        found = dict(zip(self.tasks, values, strict=True))
         if fixed == (height, width):
-            return {name: value for (name, _), value in raws}
-        return {name: task.crop(value, (height, width), fixed) for (name, task), value in raws}
+            return found
+        if self.signature.units_out:
+            return {name: self.tasks[name].cut(value, (height, width)) for name, value in found.items()}
+        return {name: self.tasks[name].crop(value, (height, width), fixed) for name, value in found.items()}
 
     def _fitting_size(self, height: int, width: int) -> tuple[int, int]:
         """The size of images for the graph: their own, unless they do not fit or are too small."""
@@ -152,7 +148,19 @@ class Backend(ABC):
     ) -> dict[str, Tensor]:
         """`outputs` for images of the size `seen` -> {task: prediction (B, ...) at sizes[task]}."""
         if self.signature.units_out:
-            found = {name: task.resize(outputs[name], seen, sizes[name]) for name, task in tasks.items()}
+            before = self._fitting_size(*seen)  # `outputs` has brought the images to it
+            found = {name: task.resize(outputs[name], before, sizes[name]) for name, task in tasks.items()}
         else:
             found = decoded(outputs, sizes, tasks)
         return completed(found, tasks)
+
+
+def filled_up(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """images (B, 3, H, W) -> (B, 3, *size) by repeating the last row and column; they are not larger than that."""
+    if images.shape[-2:] == size:
+        return images
+    rows, columns = (
+        torch.arange(side, device=images.device).clamp(max=of - 1)
+        for side, of in zip(size, images.shape[-2:], strict=True)
+    )
+    return images[:, :, rows][..., columns]

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploy.backend_base import Backend
+from deploy.backend_base import Backend, filled_up
 from deploy.predictor import Predictor
 from geometry import fitted_size, resize_image
 from model import Network, decode
-from tasks import Task
+from tasks import Task, completed, decoded
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,11 @@ class Difference:
 
 
 def several_sizes(pictures: Sequence[np.ndarray], size: tuple[int, int] | None) -> list[np.ndarray]:
-    """The pictures, and the first one at other sizes and shapes. For a graph of a fixed size, all at that size."""
+    """The pictures, and the first one at other sizes and shapes. For a graph of a fixed size, all at that size, and the
+    left half of the first one, which does not fill the graph."""
     if size is not None:
-        return [resize_image(_cut_to_shape(picture, *size), *size) for picture in pictures]
+        whole = [resize_image(_cut_to_shape(picture, *size), *size) for picture in pictures]
+        return [*whole, whole[0][:, : size[1] // 2]]
     height, width = pictures[0].shape[:2]
     others = [resize_image(pictures[0], max(1, height // 2), max(1, width // 2)), pictures[0][:, : max(1, width // 2)]]
     return [*pictures, *others]
@@ -56,16 +58,34 @@ def _cut_to_shape(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 def reference(network: Network, tasks: Mapping[str, Task], picture: np.ndarray, backend: Backend) -> dict[str, Tensor]:
     """The checkpoint's predictions, at the size of the picture, from the picture at the size of the training.
 
-    A file of any size with its post-processing inside gives predictions at the size that the network sees, which the
-    reader enlarges. So does the reference then.
+    A file with its post-processing inside gives predictions at the size that it sees, which the reader enlarges. So
+    does the reference then. And where the picture does not fill a graph of a fixed size, both see the same filled up.
     """
-    height, width = picture.shape[:2]
-    seen = fitted_size(height, width, network.config.long_side, network.config.short_side)
-    pixels = torch.from_numpy(np.ascontiguousarray(resize_image(picture, *seen))).permute(2, 0, 1)[None]
-    inside = backend.signature.units_out and backend.signature.size is None
-    size = backend.input_size(height, width) if inside else (height, width)
-    found = decode(network(pixels), dict.fromkeys(tasks, size), tasks)
-    return {name: tasks[name].resize(value, size, (height, width)) for name, value in found.items()}
+    size, fixed, units = picture.shape[:2], backend.signature.size, backend.signature.units_out
+    fitted = backend.input_size(*size) if units or fixed else size
+    whole = fixed or fitted
+    if fixed:
+        picture = as_picture(filled_up(as_images(resize_image(picture, *fitted)), whole))
+    seen = fitted_size(*picture.shape[:2], network.config.long_side, network.config.short_side)
+    raws = network(as_images(resize_image(picture, *seen)))
+    if not units:
+        if whole != fitted:
+            raws = {name: task.crop(raws[name], fitted, whole) for name, task in tasks.items()}
+        return decode(raws, dict.fromkeys(tasks, size), tasks)
+    found = decoded(raws, dict.fromkeys(tasks, whole), tasks)
+    if whole != fitted:
+        found = {name: tasks[name].cut(value, fitted) for name, value in found.items()}
+    return completed({name: tasks[name].resize(value, fitted, size) for name, value in found.items()}, tasks)
+
+
+def as_images(picture: np.ndarray) -> Tensor:
+    """(H, W, 3) -> (1, 3, H, W)"""
+    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+
+
+def as_picture(images: Tensor) -> np.ndarray:
+    """(1, 3, H, W) -> (H, W, 3)"""
+    return np.ascontiguousarray(images[0].permute(1, 2, 0).numpy())
 
 
 @torch.inference_mode()

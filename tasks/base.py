@@ -239,6 +239,10 @@ class Task(Teachable, TakesFromOthers, InScene, ABC):
         """Raw output for images that were padded from `size` to `padded` at the bottom and right -> for the images."""
         return raw
 
+    def cut(self, prediction: Tensor, size: Size) -> Tensor:
+        """A prediction for frames that were padded at the bottom and right -> for their parts of this size."""
+        return prediction
+
     def resize(self, prediction: Tensor, before: Size, size: Size) -> Tensor:
         """A prediction for frames of size `before` -> for frames of this size."""
         return prediction

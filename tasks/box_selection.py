@@ -86,6 +86,16 @@ def select_boxes(found: Tensor, most_overlap: float) -> Tensor:
     return best_of(suppress(found, most_overlap), MOST_BOXES)
 
 
+def clipped(found: Tensor, size: tuple[int, int]) -> Tensor:
+    """Predictions (B, K, 7) in pixels -> within a frame of this size, best first; a box of which nothing is left there
+    has score 0."""
+    height, width = size
+    corners = torch.minimum(found[..., :4].clamp(min=0), found.new_tensor([width, height, width, height]))
+    seen = ((corners[..., 2:] - corners[..., :2]) > LEAST_SIDE * found.new_tensor([width, height])).all(2)
+    rows = torch.cat([corners, (found[..., 4] * seen)[..., None], found[..., 5:]], dim=2)
+    return best_of(rows, rows.shape[1])
+
+
 ROUGH = 0.05  # from this tolerance on, as of int8, boxes are compared as detections are
 
 

@@ -27,7 +27,7 @@ from tasks.box_drawing import box_text, draw_boxes
 from tasks.box_files import boxes_at_size, open_boxes, read_box_section, read_boxes
 from tasks.box_kinds import KINDS, Cells, merged, mirrored
 from tasks.box_objects import OBJECT, fill_boxes, write_objects
-from tasks.box_selection import differing_boxes
+from tasks.box_selection import clipped, differing_boxes
 from tasks.box_survey import box_coverage, box_survey_lines, survey_boxes, suspicious_boxes
 from tasks.box_teaching import BoxTeaching
 from tasks.classes import NO_CLASS, SharesClasses, check_classes, check_outputs
@@ -226,6 +226,9 @@ class Boxes(SharesClasses, BoxTeaching, Task):
 
     def crop(self, raw: Tensor, size: Size, padded: Size) -> Tensor:
         return self.kind.crop(raw, size, padded)
+
+    def cut(self, prediction: Tensor, size: Size) -> Tensor:
+        return clipped(prediction, size)
 
     def resize(self, prediction: Tensor, before: Size, size: Size) -> Tensor:
         y, x = (new / old for new, old in zip(size, before, strict=True))

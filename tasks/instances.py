@@ -203,6 +203,9 @@ class Instances(Task):
         height, width = (-(-side * of // by) for side, of, by in zip(raw.shape[-2:], size, padded, strict=True))
         return raw[..., :height, :width]
 
+    def cut(self, prediction: Tensor, size: Size) -> Tensor:
+        return prediction[..., : size[0], : size[1]]
+
     def resize(self, prediction: Tensor, before: Size, size: Size) -> Tensor:
         return resize_nearest(prediction, size)
 

@@ -132,6 +132,11 @@ class Masks(Instances):
     def crop(self, raw: Tensor, size: Size, padded: Size) -> Tensor:
         return KIND.crop(raw, size, padded)
 
+    def cut(self, prediction: Tensor, size: Size) -> Tensor:
+        """The boxes stay whole: their cells are shares of them."""
+        frame = prediction.new_tensor(size).expand(*prediction.shape[:2], 2)
+        return torch.cat([prediction[..., :HEIGHT], frame, prediction[..., CELLS:]], dim=2)
+
     def resize(self, prediction: Tensor, before: Size, size: Size) -> Tensor:
         y, x = (new / old for new, old in zip(size, before, strict=True))
         scale = torch.ones(prediction.shape[2], device=prediction.device)

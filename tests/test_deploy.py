@@ -201,7 +201,8 @@ def test_mean_iou_of_two_maps():
 
 def test_pictures_of_several_sizes():
     assert [item.shape[:2] for item in several_sizes([picture(96, 128)], None)] == [(96, 128), (48, 64), (96, 64)]
-    assert [item.shape[:2] for item in several_sizes([picture(96, 128)] * 2, (40, 50))] == [(40, 50)] * 2
+    fixed = several_sizes([picture(96, 128)] * 2, (40, 50))
+    assert [item.shape[:2] for item in fixed] == [(40, 50), (40, 50), (40, 25)], "the last one does not fill the graph"
 
 
 # ---------------------------------------------------------------------------------------------- whole files
