@@ -217,14 +217,14 @@ class Instances(Task):
         return with_distances(prediction, others[by_gift["metres"]]) if "metres" in by_gift else prediction
 
     def complete_target(self, target: Tensor, others: Mapping[str, Tensor], tasks: Mapping[str, Task]) -> Tensor:
-        """With the codes of stuff, by the classes of the pixels that are no things. Where those are not known, or those
-        of a thing that has no number, nobody says."""
+        """With the codes of stuff, by the classes of the pixels that are no things. Where the class is that of a thing,
+        which then has no number, nobody says; where it is not known, no thing is there."""
         by_gift = {tasks[name].gives: name for name in others}
         if "classes" not in by_gift:
             return target
         classes = self._own_classes(others[by_gift["classes"]], tasks[by_gift["classes"]])
-        stuff = torch.where(classes >= len(self.classes), (classes + 1) * PART, VOID).to(target.dtype)
-        return torch.where(target == 0, stuff, target)
+        stuff = torch.where(classes >= len(self.classes), (classes + 1) * PART, VOID)
+        return torch.where((target == 0) & (classes >= 0), stuff.to(target.dtype), target)
 
     def _own_classes(self, ids: Tensor, task: Task) -> Tensor:
         """(B, H, W) classes of the task that gives them -> our classes, things first; -1 = none of them."""

@@ -18,6 +18,7 @@ from tasks.mask_metrics import MaskMetrics
 LEAST_IOU = 0.5  # of a segment and its match; above it there is at most one
 MOST_VOID = 0.5  # of a found segment: with more of it where nobody says, it is neither right nor wrong
 PARTS = ("", "_things", "_stuff")
+NO_THING = 1  # a code that no segment has
 OF_THINGS = ("ap", "ap50", "box_ap", "box_ap50")
 DIRECTIONS = {f"{name}{part}": 1 for part in PARTS for name in ("pq", "sq", "rq")} | dict.fromkeys(OF_THINGS, 1)
 
@@ -32,7 +33,8 @@ class PanopticMetrics:
     """Counts of matched, missing and false segments of each class, and the IoU of the matched ones of each frame; and
     `MaskMetrics` of the things, by their scores.
 
-    Pixels without a class in the target do not count: they are taken out of both, as panopticapi does. Pixels without a
+    Pixels of which the target does not say what they are do not count: they are taken out of both, as panopticapi does.
+    Where it says no more than that there is no thing, a thing is wrong, and stuff does not count. Pixels without a
     class in the prediction are missing there.
     """
 
@@ -43,7 +45,7 @@ class PanopticMetrics:
         self.masks = MaskMetrics(self.things)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """prediction (B, 4, H, W); target (B, H, W) codes, where VOID and 0 mean that nobody says."""
+        """prediction (B, 4, H, W); target (B, H, W) codes: VOID = nobody says, 0 = no thing, stuff is not said."""
         for found, scores, wanted in zip(codes_of(prediction), prediction[:, SCORE], target, strict=True):
             self.count_frame(found, wanted.long())
             if not (wanted == VOID).all():
@@ -53,8 +55,8 @@ class PanopticMetrics:
 
     def count_frame(self, found: Tensor, wanted: Tensor) -> None:
         """Codes (H, W) of one frame each."""
-        classes = self.counts.shape[1]
-        wanted = torch.where(wanted >= PART, wanted, 0)
+        classes, first_stuff = self.counts.shape[1], (len(self.things) + 1) * PART
+        wanted = torch.where(wanted >= PART, wanted, torch.where(wanted == 0, NO_THING, 0))
         found = torch.where(found >= PART, found, 0)
         pairs, pixels = (wanted * (PART * (classes + 1)) + found).flatten().unique(return_counts=True)
         pairs, pixels = pairs.cpu(), pixels.cpu().double()
@@ -64,16 +66,15 @@ class PanopticMetrics:
         found_codes, found_of = found.unique(return_inverse=True)
         true_area = torch.zeros(len(true_codes), dtype=torch.float64).index_add_(0, true_of, pixels)
         found_area = torch.zeros(len(found_codes), dtype=torch.float64).index_add_(0, found_of, pixels)
-        in_void = torch.zeros_like(found_area).index_add_(0, found_of[truth == 0], pixels[truth == 0])
+        void = (truth == 0) | ((truth == NO_THING) & (found >= first_stuff))
+        in_void = torch.zeros_like(found_area).index_add_(0, found_of[void], pixels[void])
         union = true_area[true_of] + (found_area - in_void)[found_of] - pixels
         overlap = pixels / union.clamp(min=1)
-        right = (truth > 0) & (truth // PART == found // PART) & (overlap > LEAST_IOU)
+        right = (truth >= PART) & (truth // PART == found // PART) & (overlap > LEAST_IOU)
         matched = truth[right] // PART - 1
         missing = torch.ones(len(true_codes), dtype=torch.bool).index_fill_(0, true_of[right], False)
         false = (in_void / found_area <= MOST_VOID).index_fill_(0, found_of[right], False)
-        for row, kinds in enumerate(
-            (matched, _classes(found_codes, false), _classes(true_codes, missing & (true_codes > 0)))
-        ):
+        for row, kinds in enumerate((matched, _classes(found_codes, false), _classes(true_codes, missing))):
             self.counts[row] += torch.bincount(kinds, minlength=classes)
         if truth.any():
             sums = torch.zeros(classes, dtype=torch.float64).index_add_(0, matched, overlap[right])
@@ -87,8 +88,8 @@ class PanopticMetrics:
     def compute(self) -> dict[str, float]:
         """pq = sq * rq of each class; their means over all classes that occur, over things, over stuff. In 0..1.
 
-        pq/NAME is that of a class; ap and box_ap are those of the masks and boxes of things. {} when no frame has a
-        labeled segment.
+        pq/NAME is that of a class; ap and box_ap are those of the masks and boxes of things. {} when nobody says
+        anything of any frame.
         """
         if not self.overlaps:
             return {}
@@ -113,5 +114,5 @@ class PanopticMetrics:
 
 
 def _classes(codes: Tensor, chosen: Tensor) -> Tensor:
-    """The classes of the chosen codes; a code of 0 has none."""
-    return codes[chosen & (codes > 0)] // PART - 1
+    """The classes of the chosen codes; codes below PART have none."""
+    return codes[chosen & (codes >= PART)] // PART - 1

@@ -336,7 +336,7 @@ def test_targets_are_completed_by_the_classes_of_the_pixels():
     classes = torch.tensor([[[0, 0, 255, 1, 0]]], dtype=torch.uint8)
     target = TASK.complete_target(codes, {"s": classes}, {"s": SEGMENTATION})
     wall = (2 + 1) * PART
-    assert target.tolist() == [[[LAMP + 1, wall, VOID, VOID, VOID]]], "a chair without a number is nobody's"
+    assert target.tolist() == [[[LAMP + 1, wall, 0, VOID, VOID]]], "a chair without a number is nobody's"
 
 
 def test_several_data_sets_share_the_head(rooms_folder, tmp_path):

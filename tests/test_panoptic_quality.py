@@ -100,6 +100,29 @@ def test_a_frame_of_which_nobody_says_anything_is_left_out():
     assert values(([[0, 0]], [[1, 1]]), ([[-1, -1]], [[0, 0]])) == {}
 
 
+def test_a_thing_is_wrong_where_the_label_says_that_there_is_none():
+    """Code 0: a mask says that no thing is there, and no label says which stuff is."""
+    metrics = PanopticMetrics(THINGS, STUFF)
+    chair = PART + 1
+    found = (torch.tensor([[[0, 0, 0, 0, 2, 2]]]), torch.tensor([[[1, 1, 2, 2, 0, 0]]]))
+    metrics.update(prediction_of(*found), torch.tensor([[[chair, chair, 0, 0, 0, 0]]]))
+    result = metrics.compute()
+    assert result["pq/chair"] == pytest.approx(1 / 1.5) and "pq/wall" not in result
+    assert result["ap50"] < 1, "with a score as high as the right one's"
+    metrics.update(prediction_of(*found), torch.full((1, 1, 6), VOID))
+    assert metrics.compute() == result, "a frame of which nobody says anything"
+    wide = (torch.tensor([[[0, 0, 0, 0, 0, 2]]]), torch.tensor([[[1, 1, 1, 1, 1, 0]]]))
+    metrics = PanopticMetrics(THINGS, STUFF)
+    metrics.update(prediction_of(*wide), torch.tensor([[[chair, chair, chair, 0, VOID, VOID]]]))
+    assert metrics.compute()["sq_things"] == pytest.approx(3 / 4), "pixels without a thing are a part of the union"
+
+
+def test_false_things_count_in_frames_without_a_thing():
+    metrics = PanopticMetrics(THINGS, STUFF)
+    metrics.update(prediction_of(torch.tensor([[[0, 2]]]), torch.tensor([[[1, 0]]])), torch.zeros(1, 1, 2).int())
+    assert metrics.compute()["pq/chair"] == 0 and "pq/wall" not in metrics.compute()
+
+
 def test_processes_add_up_whatever_their_frames():
     generator = torch.Generator().manual_seed(3)
     frames = [(random_map(generator, 0), random_map(generator, -1)) for _ in range(5)]
