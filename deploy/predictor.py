@@ -65,6 +65,9 @@ class Predictor:
             self.backend.require_raw("--mirror")
         if overlap is not None:
             self.backend.require_raw("--overlap")
+        for name, task in tasks.items():
+            if score is not None and task.scores_inside and score < task.least_score:
+                self.backend.require_raw(f"--score below {task.least_score:g}, with {name},")
 
     def __call__(self, image: np.ndarray, focal: float | None = None) -> dict[str, np.ndarray]:
         """focal: of the picture, in units of its longer side (images.read_photo); None = not known."""

@@ -46,6 +46,7 @@ class Task(Teachable, TakesFromOthers, InScene, ABC):
     directions: ClassVar[Mapping[str, int]]  # metric -> 1: higher is better, -1: lower is better
     gives: ClassVar[str] = ""  # of a prediction: "classes" or "metres" in each pixel; "objects", "things"
     counted: ClassVar[str] = "pixels"  # what `difference` counts
+    scores_inside: ClassVar[bool] = False  # whether `decode` itself leaves out what is below the task's `least_score`
     no_graph: ClassVar[str] = ""  # why its head cannot be in an exported graph; it runs in PyTorch alone then
     suffix: ClassVar[str] = ".png"  # of the files that `save` writes
 

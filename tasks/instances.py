@@ -54,6 +54,7 @@ class Instances(Task):
     follows_camera = True  # its distances
     directions: ClassVar = DIRECTIONS
     shares_files = ("boxes",)
+    scores_inside = True
 
     classes: tuple[str, ...] = ()  # of things
     colors: tuple[Color, ...] = ()

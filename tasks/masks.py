@@ -44,6 +44,7 @@ class Masks(Instances):
     name = "masks"
     best = "ap"
     counted = "boxes"
+    scores_inside = False
     shares_files = ("instances", "boxes")
     directions: ClassVar = DIRECTIONS
     no_graph = "what Mask R-CNN computes depends on what it has found"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,18 @@ def test_the_proof_finds_predictions_that_are_cropped_as_raw_outputs(network):
     for kind, broken in ((Fixed, False), (CropsPredictions, True)):
         found = {item.task: item for item in differences(kind(network, True), network, network.tasks, pictures, 0.01)}
         assert (found["boxes"].changed > 0.1) == broken and found["depth"].changed < 0.002
+
+
+def test_a_score_that_a_file_cannot_give_is_refused(network):
+    """Things with a lower score than the file's are not in its predictions of instances any more."""
+    higher = dataclasses.replace(network.tasks["instances"], least_score=0.3)
+    raw, units = (Fixed(network, inside) for inside in (False, True))
+    for backend in (raw, units):
+        backend.tasks = {**network.tasks, "instances": higher}
+    with pytest.raises(ValueError, match=r"^--score below 0\.3, with instances, needs the raw outputs .* the file has"):
+        Predictor(units, score=0.1)
+    assert Predictor(units, score=0.4).tasks["instances"].least_score == 0.4
+    assert Predictor(raw, score=0.1).tasks["instances"].least_score == 0.1
 
 
 def test_boxes_are_cut_at_the_frame():
