@@ -20,7 +20,7 @@ import distributed
 from deploy.pipeline import Pipeline, throughput_mode
 from deploy.predictor import Predictor, save_predictions
 from images import count_pixels, find_images, read_photo
-from tasks import Task
+from tasks import TASKS, Task
 from utils import printable, whole_file
 
 PIXELS_AT_ONCE = 2**25  # in memory between reading and writing: 100 images of 640x480, 2 of a large camera
@@ -63,13 +63,23 @@ def find_inputs(inputs: Sequence[str], output: Path) -> tuple[list[Path], Path]:
 
 
 def output_stems(images: Sequence[Path], source: Path, output: Path) -> list[Path]:
-    """Where each image's outputs go: the same sub-folders; the full name where stems would collide."""
+    """Where each image's outputs go: the same sub-folders; the full name where outputs would have the same names, such
+    as those of photo.jpg and photo_objects.jpg: the description of the one is called as the objects of the other."""
     root = Path(os.path.abspath(source if source.is_dir() else source.parent))
     names = [Path(os.path.abspath(image)).relative_to(root) for image in images]
     # Without its ending, ..png would be the folder.
     stems = [name if name.stem in (".", "..") else name.with_suffix("") for name in names]
     count, full_names = Counter(stems), set(names)
-    alone = [count[stem] == 1 and stem not in full_names for stem in stems]  # a.jpg.png beside a.jpg and a.png
+    endings = {Path(file).stem for task in TASKS.values() for file in task.file_names("")}  # _depth, _objects, ...
+
+    def is_output(stem: Path) -> bool:
+        begins = (stem.name.removesuffix(ending) for ending in endings)
+        others = (stem.with_name(begin) for begin in begins if begin not in ("", stem.name))
+        return any(other in count or other in full_names for other in others)
+
+    alone = [  # not a.jpg.png beside a.jpg and a.png
+        count[stem] == 1 and stem not in full_names and not is_output(stem) for stem in stems
+    ]
     return [output / (stem if ok else name) for stem, name, ok in zip(stems, names, alone, strict=True)]
 
 

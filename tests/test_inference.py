@@ -33,7 +33,7 @@ from drawing import side_by_side
 from geometry import fitted_size
 from images import SAMPLE, find_images, read_image
 from model import load_network, predict_batch, predict_scales
-from tasks import Depth
+from tasks import TASKS, Depth
 from utils import printable
 
 RAMP = np.linspace(0, 255, 60 * 80).reshape(60, 80)
@@ -187,6 +187,19 @@ def test_stems_never_collide():
     images = [source / name for name in ("x.png", "x.jpg", "x.png.jpg", "y.png", "z/x.png", "x.png.jpg.bmp")]
     stems = output_stems(images, source, Path("out"))
     assert len(set(stems)) == len(images)
+
+
+def test_a_picture_that_is_called_as_an_output_of_another(tmp_path):
+    """photo_objects.json would be the objects of photo.jpg and the description of photo_objects.jpg."""
+    names = ["photo.jpg", "photo_objects.jpg", "photo_depth.png", "other_objects.jpg", "in/photo_masks.jpg"]
+    stems = output_stems([tmp_path / name for name in names], tmp_path, Path("out"))
+    assert stems == [Path("out") / name for name in (
+        "photo", "photo_objects.jpg", "photo_depth.png", "other_objects", "in/photo_masks"
+    )]  # fmt: skip
+    files = [name for stem in stems for task in TASKS.values() for name in (
+        f"{stem}.json", *map(str, map(stem.with_name, task.file_names(stem.name)))
+    )]  # fmt: skip
+    assert all(files.count(f"{stem}.json") == len(TASKS) for stem in stems), "one description each"
 
 
 def test_nothing_to_predict_is_an_error(trained, script, tmp_path):
