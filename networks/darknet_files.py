@@ -227,10 +227,19 @@ def class_names(
     known = {80: class_lists["coco80"], 20: class_lists["voc20"]}
     others = sorted(path.parent.glob("*.names"))
     file = path.with_suffix(".names") if path.with_suffix(".names") in others or len(others) != 1 else others[0]
+    without = known.get(count, [f"class_{number}" for number in range(count)])
+    return names_in(file, f"the .cfg of {path.name}", count, class_lists, other_names) or tuple(without)
+
+
+def names_in(
+    file: Path, what: str, count: int, class_lists: Mapping[str, Sequence[str]], other_names: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The names in a .names file, () where it is not there. COCO's old words (motorbike) become those of its json
+    files. Raises ValueError when there are not `count`, as `what` has it."""
     if not file.is_file():
-        return tuple(known.get(count, [f"class_{number}" for number in range(count)]))
+        return ()
     names = [line.strip() for line in read_text(file, MOST_TEXT_BYTES).splitlines() if line.strip()]
     if len(names) != count:
-        raise ValueError(f"{file}: it has {len(names)} names, but the .cfg of {path.name} has {count} classes")
+        raise ValueError(f"{file}: it has {len(names)} names, but {what} has {count} classes")
     new = tuple(other_names.get(name, name) for name in names)
     return new if new == tuple(class_lists["coco80"]) else tuple(names)

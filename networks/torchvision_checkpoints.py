@@ -15,7 +15,7 @@ from torch import Tensor
 
 from config import Config, plain
 from drawing import class_palette
-from networks.darknet_files import class_names
+from networks.darknet_files import names_in
 from networks.rcnn_recipes import OVERLAP
 
 MARKS = ("rpn.head.cls_logits.weight", "roi_heads.box_predictor.cls_score.weight")
@@ -50,7 +50,10 @@ def read_torchvision(
     outputs = len(weights[MARKS[1]])
     settings, masks = settings_of(weights, path), "roi_heads.mask_predictor.mask_fcn_logits.weight" in weights
     spare = len(UNUSED) if outputs == COCO_OUTPUTS else 0
-    names = class_names(path, outputs - 1 - spare, class_lists, other_names)
+    count = outputs - 1 - spare
+    # Not by the number of classes, as of darknet: a detector of 20 classes of one's own is not one of VOC's.
+    without = class_lists["coco80"] if spare else tuple(f"class_{number}" for number in range(count))
+    names = names_in(path.with_suffix(".names"), path.name, count, class_lists, other_names) or tuple(without)
     layers = settings["box_layers"]
     if masks:
         layers = settings["mask_layers"] = settings.pop("box_layers").replace("faster", "mask")

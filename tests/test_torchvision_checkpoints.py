@@ -180,6 +180,21 @@ def test_names_of_older_files_and_of_the_references_script(tmp_path):
     assert old.config.encoder == "resnet18" and old.config.freeze_bn
 
 
+@pytest.mark.parametrize("outputs", [21, 81])
+def test_as_many_classes_as_voc_or_coco_are_not_theirs(tmp_path, outputs):
+    """Nor are those of a .names file that is called otherwise."""
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=FrozenBatchNorm2d)
+    path, names = tmp_path / "mine.pth", [f"thing {number}" for number in range(outputs - 1)]
+    torch.save(detection.FasterRCNN(backbone, outputs).state_dict(), path)
+    (tmp_path / "others.names").write_text("\n".join(names))
+    assert load_network(path).tasks["boxes"].classes == tuple(f"class_{number}" for number in range(outputs - 1))
+    (tmp_path / "mine.names").write_text("\n".join(names))
+    assert load_network(path).tasks["boxes"].classes == tuple(names)
+    (tmp_path / "mine.names").write_text("a\nb\n")
+    with pytest.raises(ValueError, match=rf"mine.names: it has 2 names, but mine.pth has {outputs - 1} classes"):
+        load_network(path)
+
+
 def test_the_size_of_a_picture_is_that_of_the_training():
     assert fitted_size(480, 640, 1333, 800) == (800, 1067)
     assert fitted_size(400, 1000, 1333, 800) == (533, 1333) and fitted_size(640, 480, 1333) == (1333, 1000)
