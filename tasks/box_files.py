@@ -13,7 +13,7 @@ import numpy as np
 
 from tasks.base import HERE, check_choice, check_keys
 from tasks.box_formats import read_instances, read_objects, read_voc, read_yolo
-from tasks.classes import CLASS_LISTS
+from tasks.classes import CLASS_LISTS, NO_CLASS
 from tasks.coco_json import read_coco
 from tasks.stored_boxes import Size, StoredBoxes
 from user_input.text_files import read_json, read_text
@@ -55,6 +55,14 @@ def read_box_section(section: Mapping[str, object], where: str, root: Path = HER
     return result | {
         "divisor": divisor, "values": values, "ignore": convert(section.get("ignore", -1), int, f"{where}.ignore")
     }  # fmt: skip
+
+
+def with_few_classes(section: dict[str, object], where: str) -> dict[str, object]:
+    """The section, if boxes can have as many classes; masks may name more, of which some are things. Raises
+    ValueError."""
+    if (count := len(section["classes"])) > NO_CLASS:
+        raise ValueError(f"{where}.classes has {count} names; boxes take at most {NO_CLASS} classes")
+    return section
 
 
 def _classes(classes: object, where: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from tasks.average_precision import DIRECTIONS, BoxMetrics
 from tasks.base import HERE, Size, Task, check_choice
 from tasks.box_distance import distances
 from tasks.box_drawing import box_text, draw_boxes
-from tasks.box_files import boxes_at_size, open_boxes, read_box_section, read_boxes
+from tasks.box_files import boxes_at_size, open_boxes, read_box_section, read_boxes, with_few_classes
 from tasks.box_kinds import KINDS, Cells, merged, mirrored
 from tasks.box_objects import OBJECT, fill_boxes, write_objects
 from tasks.box_selection import clipped, differing_boxes
@@ -67,7 +67,7 @@ class Boxes(SharesClasses, BoxTeaching, Task):
 
     @classmethod
     def read_section(cls, section: Mapping[str, object], where: str, root: Path = HERE) -> dict[str, object]:
-        return read_box_section(section, where, root)
+        return with_few_classes(read_box_section(section, where, root), where)
 
     @classmethod
     def section_within(

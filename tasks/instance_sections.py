@@ -76,8 +76,9 @@ def _with_things(boxes: Mapping[str, object], own: Mapping[str, object], where: 
 
 
 def boxes_within(section: Mapping[str, object]) -> dict[str, object] | None:
-    """The section `boxes:` for files of this one; None for formats that give none."""
-    if section["format"] not in OF_BOXES:
+    """The section `boxes:` for files of this one; None for formats that give none, and for more classes than boxes can
+    have."""
+    if section["format"] not in OF_BOXES or len(section["classes"]) > NO_CLASS:
         return None
     return {key: value for key, value in section.items() if key not in ONLY_OURS}
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from images import read_label
 from sources import validate
-from tasks import CLASS_LISTS, box_formats, stored_boxes
+from tasks import CLASS_LISTS, Boxes, box_formats, stored_boxes
 from tasks.box_files import boxes_at_size, read_box_section, read_boxes
 from tasks.box_formats import mask_boxes
 from tasks.stored_boxes import class_index
@@ -145,6 +145,14 @@ PART = "<part><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax>
 )
 def test_voc_objects(text: str | bytes, wanted: list[float], tmp_path: Path) -> None:
     assert one(tmp_path, VOC, text) == [wanted]
+
+
+def test_more_classes_than_boxes_can_have() -> None:
+    section = {"format": "coco", "classes": [f"class {number}" for number in range(256)]}
+    with pytest.raises(ValueError, match=r"^x: boxes\.classes has 256 names; boxes take at most 255 classes$"):
+        Boxes.read_section(section, "x: boxes")
+    assert len(Boxes.read_section(section | {"classes": section["classes"][:255]}, "x")["classes"]) == 255
+    assert Boxes.section_within(read_box_section(section, "x") | {"things": ("class 0",)}, {}, "x") is None
 
 
 def test_a_voc_file_without_objects_says_that_nothing_is_there(tmp_path: Path) -> None:
