@@ -11,7 +11,7 @@ from xml.parsers import expat
 import numpy as np
 
 from images import read_label
-from tasks.stored_boxes import MOST_BOXES, WHOLE, StoredBoxes
+from tasks.stored_boxes import FARTHEST, MOST_BOXES, WHOLE, StoredBoxes
 from user_input.text_files import read_bytes, read_json, read_text
 
 MOST_BYTES = 2**24  # of a label file
@@ -208,6 +208,10 @@ def read_objects(stored: StoredBoxes) -> None:
         if len(numbers) != 5 or not isinstance(kind, str) or not all(type(value) in (int, float) for value in numbers):
             stored.count_one()
             stored.faults.append(f"{place}: it takes class (a name), box (four numbers), distance_m (a number or null)")
+            continue
+        if distance_m is not None and abs(distance_m) >= FARTHEST:
+            stored.count_one()
+            stored.faults.append(f"{place}: distance_m is {distance_m!r:.40}; it takes metres within +-{FARTHEST:g}")
             continue
         if not isinstance(ignore := item.get("ignore", False), bool):
             stored.count_one()

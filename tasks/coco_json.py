@@ -17,7 +17,7 @@ from typing import BinaryIO, TextIO
 
 import numpy as np
 
-from tasks.stored_boxes import StoredBoxes
+from tasks.stored_boxes import FARTHEST, StoredBoxes
 from user_input.file_cache import FileCache
 from user_input.json_stream import JsonStream
 
@@ -25,7 +25,6 @@ MOST_FILE_BYTES = 2**32
 MOST_IMAGES, MOST_ANNOTATIONS, MOST_CATEGORIES = 2**20, 2**23, 2**16
 MOST_FAULTS = 10_000  # that are told apart; a file with more has another form
 MOST_NAME = 1024  # characters of a file name
-FARTHEST_PX = 1e9
 KEPT_FILES = 8
 
 
@@ -178,7 +177,7 @@ def _box(entry: dict[str, object]) -> Sequence[float]:
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         raise ValueError(f"bbox is {box!r:.60}; it takes [x, y, width, height]")
     for name, value in zip(("x", "y", "width", "height"), box, strict=True):
-        if not -FARTHEST_PX < value < FARTHEST_PX:  # nor is NaN
+        if not -FARTHEST < value < FARTHEST:  # nor is NaN
             raise ValueError(f"bbox: {name} is {value!r:.40}; it takes a finite number of pixels")
     if min(box[2:]) < 0:
         raise ValueError(f"bbox is {box!r:.60}; width and height are above 0 (these may be swapped corners)")

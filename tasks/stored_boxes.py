@@ -15,6 +15,7 @@ from user_input.values import ManyErrors, near
 
 MOST_BOXES = 1000  # of a frame; more are an attack or a mistake
 SLACK = 0.02  # of a side of the picture: a box that ends farther outside is doubted
+FARTHEST = 1e9  # pixels or metres from 0: a json may hold whole numbers that no float can
 SHOWN = 8  # classes in a message
 WHOLE = (1, 1)  # the size of the picture in label files whose numbers are shares of it
 
@@ -109,8 +110,8 @@ class StoredBoxes:
 def _corner_fault(corners: Sequence[float]) -> str:
     """What is wrong with x1, y1, x2, y2 in any picture, or ''."""
     for name, value in zip(("x1", "y1", "x2", "y2"), corners, strict=True):
-        if not math.isfinite(value):
-            return f"{name} is {value}; a corner takes finite numbers"
+        if not -FARTHEST < value < FARTHEST:  # nor is NaN
+            return f"{name} is {value!r:.40}; a corner takes finite numbers within +-{FARTHEST:g}"
     x1, y1, x2, y2 = corners
     for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
         if high < low:

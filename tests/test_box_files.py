@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -145,6 +146,26 @@ PART = "<part><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax>
 )
 def test_voc_objects(text: str | bytes, wanted: list[float], tmp_path: Path) -> None:
     assert one(tmp_path, VOC, text) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"box": [0, 0, 10**400, 3]}, "object 1: x2 is 1000.*; a corner takes finite numbers within"),
+        ({"box": [-(10**400), 0, 5, 3]}, "object 1: x1 is -1000"),
+        ({"box": [0, 0, 1e9, 3]}, "object 1: x2 is 1000000000.0; a corner"),
+        ({"distance_m": 10**400}, "object 1: distance_m is 1000.*; it takes metres within"),
+        ({"distance_m": -(10**400)}, "object 1: distance_m is -1000"),
+    ],
+    ids=["x2", "x1", "1e9", "distance", "negative distance"],
+)
+def test_objects_with_numbers_that_no_float_can_hold(change, message, tmp_path: Path) -> None:
+    item = {"class": "cat", "box": [1, 1, 3, 3], "distance_m": 1} | change
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"width": 100, "height": 50, "objects": [item]}))
+    section = read_box_section({"format": "objects", "classes": ["cat"]}, "x")
+    with pytest.raises(ManyErrors, match=message):
+        read_boxes(path, section, tmp_path / "a.png")
 
 
 def test_more_classes_than_boxes_can_have() -> None:
