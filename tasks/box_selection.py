@@ -70,7 +70,8 @@ def suppress(found: Tensor, most_overlap: float) -> Tensor:
     """(B, K, 6), best first -> the same with score 0 where a better box of the class overlaps by more than this IoU.
 
     Greedy suppression as a fixed point: a box stays when no staying better box suppresses it (the idea is that of
-    Cluster-NMS, arXiv 2005.03572). Each round settles the next ones of a chain of boxes.
+    Cluster-NMS, arXiv 2005.03572). Each round settles the next ones of a chain of boxes: one that is longer than
+    ROUNDS may end in another way than greedy suppression does.
     """
     same = found[:, :, None, 5] == found[:, None, :, 5]
     better = torch.ones(found.shape[1], found.shape[1], device=found.device).triu(1)  # [i, j]: i is before j
