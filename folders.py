@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -271,6 +271,7 @@ def make_domains(folders: Sequence[Folder], config: Config) -> tuple[dict[str, T
                 "give each a name of its own in its dataset.yaml"
             )
     heads: dict[str, Task] = {}
+    lent: set[tuple[str, str]] = set()  # (data set, task without labels there)
     for task in config.tasks:
         labeled = {name: tasks[task] for name, tasks in own.items() if task in tasks}
         if not labeled:
@@ -280,8 +281,26 @@ def make_domains(folders: Sequence[Folder], config: Config) -> tuple[dict[str, T
         heads[task], parts = TASKS[task].join(labeled, config.merge_classes)
         for name in own:
             own[name][task] = parts.get(name, heads[task])
-    domains = {name: all_beside({task: tasks[task] for task in config.tasks}) for name, tasks in own.items()}
-    return all_beside(heads), domains
+            if name not in parts:
+                lent.add((name, task))
+    heads = all_beside(heads)
+    return heads, {name: _domain(name, own[name], heads, lent) for name in own}
+
+
+def _domain(
+    name: str, own: Mapping[str, Task], heads: Mapping[str, Task], lent: Container[tuple[str, str]]
+) -> dict[str, Task]:
+    """The tasks of a data set, each of which knows the others. One without labels there need not fit them: it is the
+    head's then."""
+    tasks = {}
+    for task in heads:
+        try:
+            tasks[task] = own[task].beside(own)
+        except ValueError:
+            if (name, task) not in lent:
+                raise
+            tasks[task] = heads[task]
+    return tasks
 
 
 def refuse_shared_frames(train: Sequence[Frame], val: Sequence[Frame]) -> None:

@@ -124,9 +124,12 @@ class Instances(Task):
         color_of = dict(zip(of_pixels.classes, of_pixels.colors, strict=True))
         for kind, names in (("things", self.classes), ("stuff", self.stuff)):
             if unknown := [name for name in names if name not in color_of]:
+                # As `join_classes` calls classes that several data sets have.
+                apart = any(other.startswith(f"{unknown[0]} (") for other in of_pixels.classes)
+                hint = "; --merge_classes makes one of those with the same name" if apart else ""
                 raise ValueError(
                     f"instances: {unknown[0]!r} of its {kind} is no class of {of_pixels.name}; its classes are "
-                    f"{', '.join(of_pixels.classes)}"
+                    f"{', '.join(of_pixels.classes)}{hint}"
                 )
         stuff = self.stuff or tuple(name for name in of_pixels.classes if name not in self.classes)
         colors = (tuple(color_of[name] for name in names) for names in (self.classes, stuff))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -16,7 +17,7 @@ from conftest import only_error_line
 
 from config import Config
 from deploy.image_folder import refuse_files_of_others
-from folders import make_domains, read_folder, read_list
+from folders import Folder, make_domains, read_folder, read_list
 from geometry import Pixels, View
 from images import write_png
 from sources.validate import check_folder
@@ -348,6 +349,30 @@ def test_several_data_sets_share_the_head(rooms_folder, tmp_path):
     head, parts = Instances.join({"a": ALONE, "b": other}, False)
     assert head.classes == ("lamp", "chair", "bed") and head.stuff == ("sky",) and parts == {"a": ALONE, "b": other}
     assert len(head.stuff_colors) == 1 and len(head.colors) == 3
+
+
+def folder_with(root: Path, name: str, columns: list[str], **sections: object) -> Folder:
+    (root / name).mkdir()
+    (root / name / "t.txt").write_text("")
+    content = {"name": name, "splits": {"train": "t.txt"}, "columns": ["image", *columns], **sections}
+    (root / name / "dataset.yaml").write_text(yaml.safe_dump(content))
+    return read_folder(root / name)
+
+
+def test_a_data_set_without_things_may_have_other_classes(tmp_path):
+    things = {"classes": ["chair"], "divisor": 256}
+    first = folder_with(tmp_path, "a", ["segmentation", "instances"], instances=things,
+                        segmentation={"classes": ["wall", "chair"]})  # fmt: skip
+    streets = folder_with(tmp_path, "b", ["segmentation"], segmentation={"classes": ["road", "car"]})
+    rooms = folder_with(tmp_path, "c", ["segmentation"], segmentation={"classes": ["wall", "chair", "lamp"]})
+    config = Config(tasks=("segmentation", "instances"))
+    heads, domains = make_domains([first, streets], config)
+    assert heads["instances"].stuff == ("wall", "road", "car") and domains["a"]["instances"].stuff == ("wall",)
+    assert domains["b"]["instances"] == heads["instances"], "its roads are stuff"
+    with pytest.raises(ValueError, match=r"'chair' .* wall \(c\), chair \(c\), lamp; --merge_classes makes one of"):
+        make_domains([first, rooms], config)
+    heads, domains = make_domains([first, rooms], dataclasses.replace(config, merge_classes=True))
+    assert domains["c"]["instances"].stuff == ("wall", "lamp")
 
 
 # ---------------------------------------------------------------------------------------------- records and files
