@@ -17,6 +17,7 @@ from networks.encoders import PaperMobileNetV2
 from sources.archives import CHUNK, extract, finish, refuse_full_disk, refuse_unsafe, zip_errors
 from sources.download import download
 from sources.parallel import in_threads
+from tasks import CLASS_LISTS, NO_CLASS
 from user_input.flags import Parser, refuse
 from user_input.layouts import MOST_LIST_BYTES
 from user_input.text_files import read_text
@@ -32,6 +33,13 @@ COMMENT = f"NYUDv2, by python prepare.py nyudv2; depth in 1/{UNITS_PER_METER} m"
 # neighboring frames of a room mostly stay together. 699 are left to train with.
 HELD_OUT = {"train": "train.txt", "val": "val.txt", "trainval": "trainval.txt", "test": "test.txt"}
 BLOCK, EVERY, FIRST = 16, 8, 3
+# Numbers of things, of the official file alone: 256 * (place in THINGS + 1) + number, 0 = none, UNSAID = no label.
+THINGS = tuple(name for name in CLASS_LISTS["nyu40"] if name not in ("wall", "floor", "ceiling"))
+MOST_OF_A_CLASS, UNSAID = 255, 65535
+THINGS_YAML: dict[str, object] = {
+    "columns": [*NYUD_YAML["columns"], "instances"],
+    "instances": {"divisor": 256, "ignore": UNSAID, "classes": list(THINGS)},
+}
 
 
 def command(argv: Sequence[str]) -> int:
@@ -69,8 +77,9 @@ def with_lists(part: Path, hold_out: bool, source: Path) -> Mapping[str, object]
 
     Raises ValueError at `source` for a missing list.
     """
+    described = {**NYUD_YAML, **(THINGS_YAML if (part / "instances").is_dir() else {})}
     if not hold_out:
-        return NYUD_YAML
+        return described
     for name in NYUD_LISTS.values():
         if not (part / name).is_file():
             raise ValueError(f"{source}: no {name} in it, which --hold_out needs")
@@ -85,7 +94,7 @@ def with_lists(part: Path, hold_out: bool, source: Path) -> Mapping[str, object]
     }  # fmt: skip
     for split, lines in splits.items():
         (part / HELD_OUT[split]).write_text("".join(f"{line}\n" for line in lines))
-    return {**NYUD_YAML, "splits": HELD_OUT}
+    return {**described, "splits": HELD_OUT}
 
 
 # ---------------------------------------------------------------------------------------------- public archive
@@ -202,12 +211,15 @@ def convert_mat(mat: Path, splits: Path, class_map: Path | None, output: Path, h
                 if (top := arrays["labels"].max()) >= len(table):
                     raise ValueError(f"{mat}: frame {number} has label {top}; allowed: 0..{MAT_NAMES}")
                 write_png(part / "masks" / name, table[arrays["labels"]])
+                if "instances" in arrays:
+                    write_png(part / "instances" / name, things(arrays["labels"], arrays["instances"], table))
             return beyond
 
         too_far = sum(in_threads(write, sorted(chain(*numbers.values())), "convert"))
         for split, chosen in numbers.items():
             mask = "-" if table is None else "masks/{0:06d}.png"
-            line = f"rgb/{{0:06d}}.png\t{mask}\tdepth/{{0:06d}}.png\n"
+            thing = "\tinstances/{0:06d}.png" if "instances" in frames else ""
+            line = f"rgb/{{0:06d}}.png\t{mask}\tdepth/{{0:06d}}.png{thing}\n"
             (part / NYUD_LISTS[split]).write_text("".join(line.format(number) for number in chosen))
         finish(part, output, mat, with_lists(part, hold_out, mat), COMMENT)
     if too_far:
@@ -215,6 +227,26 @@ def convert_mat(mat: Path, splits: Path, class_map: Path | None, output: Path, h
     if table is None:
         print("no masks were written: they need --class_map classMapping40.mat, which is in Gupta et al.'s repository")
         print("https://github.com/s-gupta/rcnn-depth")
+
+
+def things(labels: np.ndarray, instances: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Labels (H, W) of the official file and its numbers of things (H, W) -> (H, W) uint16, as THINGS says.
+
+    In the official file a thing has a label and a number, and each label counts its own; several labels are one of the
+    40 classes. Things beyond MOST_OF_A_CLASS of a class have no label here.
+    """
+    names = CLASS_LISTS["nyu40"]
+    place = np.zeros(256, np.int64)
+    place[: len(names)] = [THINGS.index(name) + 1 if name in THINGS else 0 for name in names]
+    classes = table[labels]
+    result = np.where(classes == NO_CLASS, UNSAID, 0).astype(np.uint16)
+    of_things = place[classes] > 0
+    pairs = place[classes[of_things]] * 2**32 + labels[of_things].astype(np.int64) * 2**16 + instances[of_things]
+    found, which = np.unique(pairs, return_inverse=True)
+    kinds = found // 2**32  # sorted, so that things of a class stand together
+    numbers = np.arange(len(found)) - np.searchsorted(kinds, kinds) + 1
+    result[of_things] = np.where(numbers > MOST_OF_A_CLASS, UNSAID, 256 * kinds + numbers)[which]
+    return result
 
 
 def read_variables(path: Path, *names: str) -> list[np.ndarray]:
@@ -258,8 +290,11 @@ def read_class_map(path: Path) -> np.ndarray:
 
 def open_arrays(file: Mapping[str, object], mat: Path, with_labels: bool) -> dict[str, object]:
     """{name: array on disk} with checked shapes. MATLAB's axes are in reverse order. Raises ValueError."""
-    kinds = {"images": "uint8 (N, 3, W, H)", "depths": "float (N, W, H)", "labels": "uint (N, W, H)"}
-    arrays = {name: file.get(name) for name in kinds if name != "labels" or with_labels}
+    kinds = {"images": "uint8 (N, 3, W, H)", "depths": "float (N, W, H)"}
+    if with_labels:
+        kinds["labels"] = "uint (N, W, H)"
+        kinds |= {"instances": "uint (N, W, H)"} if "instances" in file else {}
+    arrays = {name: file.get(name) for name in kinds}
     for name, array in arrays.items():
         if not hasattr(array, "shape"):
             raise ValueError(f"{mat}: no array {name!r}; it has: {', '.join(file) or 'nothing'}")

@@ -289,6 +289,42 @@ def test_mat_is_converted_exactly(height: int, width: int, here: Path, capsys: p
     assert "1 depth values do not fit" in capsys.readouterr().out
 
 
+def test_things_of_the_official_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A thing is a label with a number; two labels may be one class, and then their things must not become one."""
+    h5py, scipy_io = pytest.importorskip("h5py"), pytest.importorskip("scipy.io")
+    mat = write_mat(here / "labeled.mat", 2, 24, 32)
+    labels, numbers = np.zeros((2, 24, 32), np.uint16), np.zeros((2, 24, 32), np.uint8)
+    for row, (label, number) in enumerate([(1, 1), (2, 1), (2, 2), (3, 1), (4, 1), (0, 0)]):
+        labels[:, 4 * row : 4 * row + 4], numbers[:, 4 * row : 4 * row + 4] = label, number
+    with h5py.File(mat, "r+") as file:
+        file["labels"][:] = labels.transpose(0, 2, 1)
+        file["instances"] = numbers.transpose(0, 2, 1)
+    names = list(CLASS_LISTS["nyu40"])
+    classes = np.ones(894, np.uint8)
+    classes[:4] = [1 + names.index(name) for name in ("wall", "chair", "chair", "lamp")]
+    scipy_io.savemat(here / "map.mat", {"mapClass": classes[None]})
+    write_meta(here / "splits.mat", trainNdxs=[1], testNdxs=[2])
+    assert prepare.main("nyudv2 --mat labeled.mat --splits splits.mat --class_map map.mat".split()) == 0
+    folder = read_folder(here / "dataset/nyud")
+    stored = read_label(folder.root / "instances/000001.png")
+    chair, lamp = (256 * (nyudv2.THINGS.index(name) + 1) for name in ("chair", "lamp"))
+    assert stored[::4, 0].tolist() == [0, chair + 1, chair + 2, chair + 3, lamp + 1, 65535]
+    assert (stored == np.repeat(stored[::4, :1], 4, 0)).all()
+    assert "wall" not in nyudv2.THINGS and len(nyudv2.THINGS) == 37
+    (frame,) = read_list(folder, "train")
+    tasks = make_tasks(folder, Config(tasks=("segmentation", "depth", "instances")))
+    label = tasks["instances"].read(frame.labels["instances"], folder.sections["instances"], frame.image)
+    assert len(np.unique(label)) == 6
+    assert prepare.main(["check", "dataset/nyud"]) == 0, capsys.readouterr().out
+
+
+def test_more_things_of_a_class_than_a_file_can_have() -> None:
+    chair = CLASS_LISTS["nyu40"].index("chair")
+    labels, numbers = np.repeat([[1, 2]], [255, 45], axis=1), np.concatenate([[*range(1, 256)], [*range(1, 46)]])[None]
+    found = nyudv2.things(labels, numbers.astype(np.uint8), np.array([255, chair, chair], np.uint8))
+    assert len(set(found[0, :255].tolist())) == 255 and (found[0, 255:] == 65535).all()
+
+
 def test_mat_without_class_map_gives_depth_only(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_mat(here / "labeled.mat", labels=None)
     write_meta(here / "splits.mat", trainNdxs=[1, 4], testNdxs=[2])
