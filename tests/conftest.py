@@ -22,9 +22,6 @@ import torch
 import yaml
 from PIL import Image
 
-from utils import setup_cpu
-
-setup_cpu()  # as the scripts do: keeping freed memory saves a seventh of the CPU time of tests that compute
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 # A shell's background process ignores SIGINT, and so would all scripts that the tests start and interrupt.
