@@ -60,6 +60,9 @@ class Resize(nn.Module):
     def __init__(self, signature: Signature) -> None:
         super().__init__()
         self.rounds = signature.bytes_in  # floats are normalized: neither whole numbers nor between 0 and 255
+        # OpenCV rounds a half to the even number where it averages, and up where it halves both sides or interpolates.
+        whole, seen = signature.size, signature.network_size
+        self.half_up = math.prod(seen) >= math.prod(whole) or whole == tuple(2 * side for side in seen)
         for name, inputs, outputs in zip(("rows", "columns"), signature.size, signature.network_size, strict=True):
             # Of the interpolation that `resize_image` chooses by the whole picture's size, not by one side's.
             shrinks = math.prod(signature.network_size) < math.prod(signature.size)
@@ -71,8 +74,9 @@ class Resize(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 3, height, width)"""
         resized = self.rows @ image @ self.columns.T
-        # Half is rounded up: halves come from shrinking to a half, for which OpenCV has a way of its own.
-        return (resized + 0.5).floor().clamp(0, 255) if self.rounds else resized
+        if not self.rounds:
+            return resized
+        return ((resized + 0.5).floor() if self.half_up else resized.round()).clamp(0, 255)
 
 
 # ---------------------------------------------------------------------------------------------- conversion

@@ -11,10 +11,11 @@ from helpers import settings, tasks
 from torch import Tensor
 
 from deploy.backend_base import Backend, filled_up
-from deploy.conversion import Graph
+from deploy.conversion import Graph, Resize
 from deploy.predictor import Predictor
 from deploy.proof import differences, several_sizes
-from deploy.signature import make_signature
+from deploy.signature import Signature, make_signature
+from geometry import resize_image
 from model import Network, build_network
 from tasks import Boxes, Instances, Masks
 from tasks.box_selection import clipped
@@ -138,3 +139,14 @@ def test_masks_keep_their_cells():
     cut = Masks(*CLASSES).cut(found, (60, 50))
     assert torch.equal(cut[..., :7], found[..., :7]) and torch.equal(cut[..., 9:], found[..., 9:])
     assert cut[0, 0, 7:9].tolist() == [60, 50]
+
+
+@pytest.mark.parametrize(("size", "long_side"), [
+    ((480, 640), 560),  # of the weights in the repository: one value in 20 is a half
+    ((480, 640), 320), ((480, 640), 160), ((480, 640), 426), ((93, 125), 80), ((360, 640), 480), ((200, 120), 160),
+], ids=str)  # fmt: skip
+def test_a_graph_resizes_as_pictures_are_resized(size, long_side):
+    signature = Signature(tasks(), settings("resnet18", long_side=long_side), size=size)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    found = Resize(signature)(torch.from_numpy(pixels).permute(2, 0, 1)[None].float())[0].permute(1, 2, 0).numpy()
+    assert (found == resize_image(pixels, *signature.network_size)).mean() > 0.9995
