@@ -55,6 +55,9 @@ class Predictor:
         overlap: float | None = None,
         fov: float | None = None,
     ) -> None:
+        for name, value in (("score", score), ("overlap", overlap)):
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; allowed: 0 to 1")
         source = Path(source) if isinstance(source, str) else source
         self.backend = open_backend(source, backend, device, precision, few)
         tasks = tasks_of(self.backend, domain, source)
@@ -76,7 +79,7 @@ class Predictor:
     def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
         """Images of one size -> (B, 3, h, w) uint8 at the size at which the network wants them."""
         for image in images:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
                 raise ValueError(f"expected images (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
         size = self.backend.input_size(*images[0].shape[:2])
         fitted = [np.ascontiguousarray(resize_image(image, *size)) for image in images]  # torch takes no flipped views

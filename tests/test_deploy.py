@@ -475,6 +475,24 @@ def test_cuda_graphs_are_kept_by_their_last_use_on_their_own_device(network, mon
     assert captured[6:] == [] and len(graphs.met) == 64
 
 
+@pytest.mark.parametrize("image", [
+    np.zeros((0, 64, 3), np.uint8), np.zeros((48, 0, 3), np.uint8), np.zeros((48, 64), np.uint8),
+    np.zeros((48, 64, 4), np.uint8), np.zeros((48, 64, 3)),
+], ids=lambda image: f"{image.shape} {image.dtype}")  # fmt: skip
+def test_what_is_no_image_is_one_line(network, image):
+    with pytest.raises(ValueError, match=r"expected images \(H, W, 3\) of uint8, got "):
+        Predictor(network, "eager")(image)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ({"score": 3.0}, "score is 3.0; allowed: 0 to 1"), ({"score": float("nan")}, "score is nan"),
+    ({"overlap": -0.1}, "overlap is -0.1; allowed: 0 to 1"), ({"precision": "fp8"}, "precision 'fp8' is none of"),
+], ids=str)  # fmt: skip
+def test_options_of_a_predictor_have_ranges(network, words, message):
+    with pytest.raises(ValueError, match=message):
+        Predictor(network, "eager", **words)
+
+
 def test_a_small_picture_on_a_gpu_in_bf16():
     """Fake CUDA tensors have no values, but devices and types: where these do not fit, the pass fails."""
     program = """
